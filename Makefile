@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing outside the checkout is written.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help demo test test-slow oracle lint format lock clean
+
+help:
+	@echo 'make demo    set up, train the tiny policy on this machine, evaluate it, write the report'
+	@echo 'make test    set up, run the tests'
+	@echo 'make lint    ruff, mypy, import-linter'
+	@echo 'make oracle  the tests against transformers + torch, in an environment of their own'
+
+$(VENV)/.installed: pyproject.toml requirements.txt requirements-test.txt scripts/setup_env.sh
+	PYTHON=$(PYTHON) bash scripts/setup_env.sh $(VENV)
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/pixelis demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch stays out of .venv, so that the product's own tests prove that it never needs it.
+.venv-oracle/.installed: $(VENV)/.installed
+	PYTHON=$(PYTHON) bash scripts/setup_env.sh .venv-oracle torch==2.13.0
+	@touch $@
+
+oracle: .venv-oracle/.installed
+	.venv-oracle/bin/python -m pytest tests/oracle $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) .venv-oracle .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

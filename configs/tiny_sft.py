@@ -1,0 +1,41 @@
+"""Supervised fine-tuning of the tiny policy on oracle chains.
+
+    pixelis train --config=configs/tiny_sft.py --workdir=runs/tiny_sft
+
+Cost and result: see docs/training.md. Starts from `tiny_base`; builds its data under `<workdir>/data` when `data` is empty.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = ConfigDict()
+    config.phase = "sft"
+    config.seed = 0
+    config.init_from = "tiny_base"
+    config.data = ""
+    config.total_steps = 4000
+    config.operations = 6
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 1e-3,
+            "warmup_steps": 100,
+            "final_ratio": 0.05,
+            "b1": 0.9,
+            "b2": 0.98,
+            "eps": 1e-8,
+            "weight_decay": 0.05,
+            "clip_norm": 1.0,
+        }
+    )
+    config.buckets = ConfigDict({"tokens": (64, 128, 192, 256, 384), "frames": (1, 2, 4, 8), "tokens_per_batch": 6144})
+    config.loss = ConfigDict({"heads_weight": 0.5, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024})
+    config.pixels = ConfigDict({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+    config.log_every = 20
+    config.checkpoint_every_steps = 500
+    config.checkpoint_every_minutes = 5.0
+    config.keep_checkpoints = 2
+    config.max_minutes = None
+    return config

@@ -1,0 +1,128 @@
+"""The `pixelis` command: finds the command's module, parses its arguments, and turns errors into one line.
+
+Exit status: 0 done, 1 the command found a difference or a failure, 2 bad input, 130 interrupted. Nothing is imported before it is
+needed: a spawned tool worker imports this module too, and must stay free of JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = {
+    "tools": "list the tools, or run one without a model",
+    "replay": "run every call of a trace again and compare",
+    "report": "write report.html: curves, tables, every trace drawn on its pixels",
+    "convert": "convert weights between the published layout and Orbax",
+    "bench": "measure what the README claims",
+}
+"""Every command and what it does; its module is `pixelis_jax.commands.<name>`."""
+
+_USER_ERRORS = (
+    ("tools_host.images", "MediaError"),
+    ("tools_host.registry", "UnknownNameError"),
+    ("pixelis_jax.trajectory.errors", "TrajectoryError"),
+    ("pixelis_jax.workdir.errors", "WorkdirError"),
+    ("pixelis_jax.data.records", "RecordError"),
+    ("pixelis_jax.policy.config", "ConfigError"),
+    ("pixelis_jax.policy.weights", "WeightsError"),
+    ("pixelis_jax.commands.errors", "UserError"),
+)
+"""Errors whose message is meant for the user, by module, since a module that was never imported can have raised none."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and that takes no abbreviations."""
+
+    def __init__(self, *args: object, **keywords: object) -> None:
+        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        keywords["allow_abbrev"] = False
+        super().__init__(*args, **keywords)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and where help is, and exits with status 2."""
+        self.exit(2, f"pixelis: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: Arguments without the program's name; those of the process if None.
+
+    Returns:
+      The exit status.
+    """
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; without this, the interpreter would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{(error.strerror or str(error)).lower()}{where}")
+    except Exception as error:
+        if isinstance(error, _loaded_user_errors()):
+            return _fail(str(error))
+        raise
+
+
+def overview() -> str:
+    """The text of `pixelis --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: pixelis COMMAND ...",
+            "",
+            "An agent that answers questions about images and videos by acting on their pixels.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`pixelis COMMAND --help` says more; `pixelis --version` prints the version.",
+        ]
+    )
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from pixelis_jax import __version__
+
+        print(f"pixelis {__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        guess = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return _fail(f"unknown command {name!r}{guess} (known: {', '.join(COMMANDS)})")
+    module = importlib.import_module(f"pixelis_jax.commands.{name}")
+    parser = Parser(prog=f"pixelis {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    # `--config.x=y` changes a field of the config file; argparse cannot declare such a family of options.
+    overrides = [argument for argument in rest if argument.startswith("--config.")]
+    args = parser.parse_args([argument for argument in rest if argument not in overrides])
+    if overrides and not hasattr(args, "config"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    args.overrides = overrides
+    return int(module.run(args))
+
+
+def _loaded_user_errors() -> tuple[type[BaseException], ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in _USER_ERRORS if module in sys.modules)
+
+
+def _fail(message: str) -> int:
+    print("pixelis: " + " ".join(message.split()), file=sys.stderr)
+    return 2

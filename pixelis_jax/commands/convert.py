@@ -1,0 +1,145 @@
+"""Converts weights between the published layout (safetensors + config.json) and an Orbax checkpoint.
+
+  pixelis convert Qwen3-VL-2B-Instruct qwen3_vl_2b --to=orbax
+  pixelis convert qwen3_vl_2b exported --to=hf
+
+An Orbax directory made here holds config.json and the other small files of the source, and the parameters under checkpoints/0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixelis_jax.policy import Qwen3VL
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares both ends."""
+    parser.add_argument("source", metavar="SRC", type=Path, help="a directory in either layout, or a finished work directory")
+    parser.add_argument("destination", metavar="DST", type=Path, help="a new or empty directory")
+    parser.add_argument("--to", choices=("hf", "orbax"), required=True, help="the layout to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads, checks every tensor against config.json, and writes."""
+    from pixelis_jax.commands.errors import UserError
+
+    source, destination = args.source, args.destination
+    if not source.is_dir():
+        raise UserError(f"{source}: not a directory")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination}: exists and is not empty")
+    if (source / "model").is_dir():
+        source = source / "model"  # a work directory keeps its finished model there
+    model = _read(source)
+    # Tokenizer, generation settings and the like belong to the model; weights and their index are written anew.
+    extra = [file for file in sorted(source.iterdir()) if file.is_file() and not _is_weights(file)]
+    if args.to == "hf":
+        from pixelis_jax.policy import weights
+
+        weights.save(model, destination, extra_files=[file for file in extra if file.name != "config.json"])
+    else:
+        _write_orbax(model, destination, extra)
+    print(f"{destination}: {_count(model):,} parameters")
+    return 0
+
+
+def _read(source: Path) -> Qwen3VL:
+    from flax import nnx
+
+    from pixelis_jax.policy import weights
+    from pixelis_jax.policy.config import Precision, Qwen3VLConfig
+    from pixelis_jax.workdir import Checkpoints
+
+    if not (source / "checkpoints").is_dir():
+        return weights.load(source, dtype=_stored_dtype(source))
+    config = Qwen3VLConfig.from_json(source)
+    checkpoints = Checkpoints(source.resolve() / "checkpoints")
+    try:
+        dtype = _stored_dtype(source)
+        model = weights.abstract_model(config, Precision(params=dtype, compute=dtype))
+        state = nnx.state(model, nnx.Param)
+        arrays, _ = checkpoints.restore(checkpoints.latest() or 0, arrays={"params": nnx.to_pure_dict(state)})
+    finally:
+        checkpoints.close()
+    nnx.replace_by_pure_dict(state, arrays["params"])
+    nnx.update(model, state)
+    return model
+
+
+def _write_orbax(model: Qwen3VL, destination: Path, extra: list[Path]) -> None:
+    """Writes into a directory beside `destination`, which appears when it is complete."""
+    import os
+    import shutil
+
+    from flax import nnx
+
+    from pixelis_jax.workdir import Checkpoints
+
+    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        checkpoints = Checkpoints(partial.resolve() / "checkpoints")
+        checkpoints.save(0, arrays={"params": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
+        checkpoints.close()
+        for file in extra:
+            shutil.copy(file, partial / file.name)
+        # Orbax keeps a format for each array, but a reader has to know it before it can ask for the array.
+        fields = _config_fields(partial) | {"dtype": _dtype_name(model)}
+        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        if destination.exists():
+            destination.rmdir()
+        partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _stored_dtype(source: Path) -> Any:
+    """The number format of the weights: a conversion must neither double nor round anything."""
+    import jax.numpy as jnp
+    import safetensors
+
+    from pixelis_jax.policy.weights import WeightsError
+
+    for file in sorted(source.glob("*.safetensors")):
+        try:
+            with safetensors.safe_open(str(file), "numpy") as tensors:
+                names = list(tensors.keys())
+                stored = tensors.get_slice(names[0]).get_dtype() if names else "F32"
+        except safetensors.SafetensorError as error:
+            raise WeightsError(f"{file}: not a safetensors file: {error}") from error
+        return {"BF16": jnp.bfloat16, "F16": jnp.float16}.get(stored, jnp.float32)
+    return getattr(jnp, _config_fields(source).get("dtype", "float32"))
+
+
+def _config_fields(source: Path) -> dict[str, Any]:
+    from pixelis_jax.policy.weights import WeightsError
+
+    try:
+        fields = json.loads((source / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{source}: not a model directory: config.json cannot be read ({error})") from error
+    return fields if isinstance(fields, dict) else {}
+
+
+def _is_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".bin", ".pt") or file.name.endswith(".index.json")
+
+
+def _dtype_name(model: Qwen3VL) -> str:
+    import jax
+    from flax import nnx
+
+    return str(jax.tree.leaves(nnx.state(model, nnx.Param))[0].dtype)
+
+
+def _count(model: Qwen3VL) -> int:
+    import jax
+    from flax import nnx
+
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

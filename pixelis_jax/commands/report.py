@@ -1,0 +1,34 @@
+"""Writes one self-contained HTML page: curves, tables, and every trace with its regions drawn on the original pixels.
+
+  pixelis report runs/sft runs/eval
+  pixelis report trace.jsonl --out=trace.html
+
+The page needs no network and no files beside it. Without --out it is written as report.html into the first directory given
+(or beside the first trace).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what to read and where to write."""
+    parser.add_argument("sources", metavar="WORKDIR", type=Path, nargs="+", help="work directories, or trace files (.jsonl)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the page (default: report.html in the first WORKDIR)")
+    parser.add_argument("--media_root", metavar="DIR", type=Path, help="what media paths are relative to, if files were moved")
+    parser.add_argument(
+        "--max_traces", metavar="N", type=int, default=200, help="most trajectories on the page, wrong ones first (default: 200)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the page."""
+    from pixelis_jax.report import write_report
+
+    first = args.sources[0]
+    out = args.out or (first if first.is_dir() else first.parent) / "report.html"
+    summary = write_report(args.sources, out, media_root=args.media_root, max_traces=args.max_traces)
+    print(f"{out}: {summary}")
+    return 0

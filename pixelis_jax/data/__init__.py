@@ -1,0 +1,1 @@
+"""Data: synthetic scenes, traces made by running tools, readers and pipelines."""

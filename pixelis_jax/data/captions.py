@@ -1,0 +1,169 @@
+"""What the base model is trained on, before it has ever seen a tool: to say what is where.
+
+A question about one object teaches a small model next to nothing about boxes; a caption that lists every object with its box, in
+random order, teaches it within minutes (`docs/training.md`). So most samples are captions: of whole scenes and their mirror images
+(drawing a scene costs more than learning from it), of crops such as `zoom` will return, and of single frames such as `localize`
+will return. The others are the scenes' own questions with their answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from pixelis_jax.data.scenes import FPS, Scene, SceneObject, relative
+from pixelis_jax.data.scenes.layout import ZONES
+from pixelis_jax.data.scenes.scene import BoxF
+from pixelis_jax.trajectory.grammar import ANSWER_CLOSE, ANSWER_OPEN
+
+DESCRIBE = "Describe it."
+"""The question of every caption."""
+
+Mirror = tuple[bool, bool]
+MIRRORS: tuple[Mirror, ...] = ((False, False), (True, False), (False, True), (True, True))
+"""Whether a sample is mirrored left to right, and top to bottom."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LookSample:
+    """Pixels, a question and what to say, without tools.
+
+    Attributes:
+      pixels: RGB uint8, `[H, W, 3]` or sampled frames `[N, H, W, 3]`.
+      times_s: Seconds of the frames; None for an image.
+      question: What is asked.
+      turn: The policy's one turn.
+    """
+
+    pixels: np.ndarray
+    times_s: np.ndarray | None
+    question: str
+    turn: str
+
+
+def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, step: int) -> Iterator[LookSample]:
+    """The samples that one scene gives.
+
+    Args:
+      scene: A drawn scene.
+      rng: Orders the objects, jitters the crops, picks frames.
+      video_frames: Frames of a clip that the model sees, sampled uniformly as the environment does.
+      step: Boxes are rounded to multiples of this, in 0..1000.
+    """
+    if scene.kind == "image":
+        for mirror in MIRRORS:
+            yield _describe(scene.pixels, None, scene, 0, mirror, rng, step)
+        outer = [thing for thing in scene.objects if thing.kind == "card"]
+        for index in rng.permutation(len(outer))[:2]:
+            yield _crop(scene, outer[index], rng, step)
+        yield _ask(scene, scene.pixels, None)
+        return
+    frames = np.linspace(0, len(scene.pixels) - 1, video_frames).round().astype(int)
+    clip, times = scene.pixels[frames], frames / FPS
+    if any(thing.kind != "shot" for thing in scene.objects):
+        frame = _telling_frame(scene, rng)
+        for mirror in MIRRORS:
+            yield _describe(clip, times, scene, 0, mirror, rng, step)
+            yield _describe(scene.pixels[frame], None, scene, frame, mirror, rng, step)
+    yield _ask(scene, clip, times)
+
+
+def _ask(scene: Scene, pixels: np.ndarray, times_s: np.ndarray | None) -> LookSample:
+    turn = f"{ANSWER_OPEN}{scene.answer}{ANSWER_CLOSE}"
+    return LookSample(pixels=pixels, times_s=times_s, question=scene.question, turn=turn)
+
+
+def _describe(
+    pixels: np.ndarray,
+    times_s: np.ndarray | None,
+    scene: Scene,
+    frame: int,
+    mirror: Mirror,
+    rng: np.random.Generator,
+    step: int,
+) -> LookSample:
+    across, down = mirror
+    turn = _caption(scene, frame, mirror, rng, step)
+    pixels = pixels[..., :: -1 if down else 1, :: -1 if across else 1, :]
+    return LookSample(pixels=np.ascontiguousarray(pixels), times_s=times_s, question=DESCRIBE, turn=turn)
+
+
+def _telling_frame(scene: Scene, rng: np.random.Generator) -> int:
+    """A frame that a key frame could be: for a thing that is not there at first, one in which it is."""
+    late = [thing for thing in scene.objects if thing.box_px(0) is None and not np.isnan(thing.boxes).all()]
+    if not late:
+        return int(rng.integers(len(scene.pixels)))
+    return int(rng.choice(np.flatnonzero(~np.isnan(late[0].boxes[:, 0]))))
+
+
+def _caption(scene: Scene, frame: int, mirror: Mirror, rng: np.random.Generator, step: int) -> str:
+    """`red card [120, 140, 260, 400] text` for every visible object, in random order."""
+    parts = []
+    for index in rng.permutation(len(scene.objects)):
+        thing = scene.objects[index]
+        box = thing.box_px(frame)
+        if box is None or thing.kind in ("bar", "shot"):
+            continue
+        box = _mirrored(box, mirror, scene)
+        place = round_box(relative(box, scene.width, scene.height), step)
+        parts.append(f"{thing.name}{_where(thing, box, scene)} {place}{_content(thing, scene, frame)}")
+    return "; ".join(parts)
+
+
+def _mirrored(box: BoxF, mirror: Mirror, scene: Scene) -> BoxF:
+    x1, y1, x2, y2 = box
+    if mirror[0]:
+        x1, x2 = scene.width - x2, scene.width - x1
+    if mirror[1]:
+        y1, y2 = scene.height - y2, scene.height - y1
+    return x1, y1, x2, y2
+
+
+def _where(thing: SceneObject, box: BoxF, scene: Scene) -> str:
+    """Names the zone of a thing that no colour tells from its like."""
+    if thing.colour is not None:
+        return ""
+    column, row = (min(2, int(3 * (box[i] + box[i + 2]) / 2 / side)) for i, side in enumerate((scene.width, scene.height)))
+    return " at the " + ZONES[3 * row + column]
+
+
+def _content(thing: SceneObject, scene: Scene, frame: int) -> str:
+    """What can be told of an object from afar: whether it carries text, a mark or a bar, but not which."""
+    if thing.text is not None and (thing.text_frames is None or thing.text_frames[0] <= frame <= thing.text_frames[1]):
+        return " text"
+    if thing.shape is not None:
+        return " mark"
+    return " bar" if thing.kind == "card" and _bar_of(thing, scene) is not None else ""
+
+
+def _bar_of(card: SceneObject, scene: Scene) -> SceneObject | None:
+    return next((thing for thing in scene.objects if thing.kind == "bar" and thing.colour == card.colour), None)
+
+
+def _crop(scene: Scene, card: SceneObject, rng: np.random.Generator, step: int) -> LookSample:
+    """A card as a zoom would show it, cut as loosely or tightly as a model's own box is."""
+    box = card.box_px(0)
+    assert box is not None
+    x1, y1, x2, y2 = box
+    w, h = x2 - x1, y2 - y1
+    left, top, right, bottom = rng.uniform(-0.12, 0.25, 4)
+    x1, x2 = max(0, round(x1 - left * w)), min(scene.width, round(x2 + right * w))
+    y1, y2 = max(0, round(y1 - top * h)), min(scene.height, round(y2 + bottom * h))
+    pixels = scene.pixels[y1:y2, x1:x2]
+    bar = _bar_of(card, scene)
+    if bar is not None:
+        bx1, by1, bx2, by2 = bar.box_px(0) or (0, 0, 0, 0)
+        inner = (max(bx1, x1) - x1, max(by1, y1) - y1, min(bx2, x2) - x1, min(by2, y2) - y1)
+        text = f"bar {round_box(relative(inner, x2 - x1, y2 - y1), step)}"
+    else:
+        text = card.shape or "text"
+    return LookSample(pixels=pixels, times_s=None, question=DESCRIBE, turn=text)
+
+
+def round_box(box: tuple[int, int, int, int], step: int) -> list[int]:
+    """A box in 0..1000 with its sides at the nearest multiples of `step`, never empty."""
+    x1, y1, x2, y2 = (round(value / step) * step for value in box)
+    x1, y1 = min(x1, 1000 - step), min(y1, 1000 - step)
+    return [x1, y1, max(x2, x1 + step), max(y2, y1 + step)]

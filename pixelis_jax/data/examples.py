@@ -1,0 +1,132 @@
+"""Trajectories and captions as encoded examples: tokenised once, by the renderer that the rollout uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pixelis_jax.data.captions import LookSample
+from pixelis_jax.data.records import EncodedExample
+from pixelis_jax.encoding import Encoder, Thumbnail
+from pixelis_jax.trajectory import ACTION_ROLES, Role, Trajectory, render_prompt, render_trajectory, render_turn
+from pixelis_jax.trajectory.rendering import Segment, ToolsMode, VisionSegment
+from tools_host.protocol import Media, ToolCall
+
+ROLE_WEIGHTS: Mapping[Role, float] = {
+    Role.THOUGHT: 1.0,
+    Role.FORMAT: 1.0,
+    Role.ANSWER: 1.5,
+    Role.ARGUMENT: 2.0,
+    Role.OPERATION: 3.0,
+}
+"""Weights of the imitation loss (`docs/algorithms.md`, section 1)."""
+
+OPERATIONS = ("zoom", "segment", "track", "ocr", "localize", "properties")
+"""The classes of the operation head."""
+
+
+def encode_look(sample: LookSample, encoder: Encoder) -> EncodedExample:
+    """A caption or a question answered at once, as an encoded example; every token of the turn weighs 1."""
+    if sample.times_s is None:
+        thumbnail = encoder.image(sample.pixels)
+    else:
+        thumbnail = encoder.video(sample.pixels, sample.times_s.tolist())
+    return encode_turn(thumbnail, sample.question, sample.turn, encoder)
+
+
+def encode_turn(thumbnail: Thumbnail, question: str, turn: str, encoder: Encoder) -> EncodedExample:
+    """One turn about one medium, without tools, as an encoded example."""
+    medium = Media(
+        id=1,
+        kind="video" if thumbnail.shown.times_s else "image",
+        uri=None,
+        sha256="",
+        width=thumbnail.frames.shape[2],
+        height=thumbnail.frames.shape[1],
+        shown=thumbnail.shown,
+    )
+    segments = render_prompt(question, [medium], tools="none", style=encoder.prompt.style) + render_turn(turn, 0)
+    return _example(segments, {1: thumbnail}, encoder, weights={role: 1.0 for role in ROLE_WEIGHTS}, imitated=[True])
+
+
+def encode_trajectory(
+    trajectory: Trajectory,
+    thumbnails: Mapping[int, Thumbnail],
+    encoder: Encoder,
+    *,
+    tools: ToolsMode,
+    schemas: Sequence[Mapping[str, Any]],
+) -> EncodedExample:
+    """A whole episode as an encoded example.
+
+    Args:
+      trajectory: Its media have `shown` set.
+      thumbnails: What the model saw of each medium.
+      encoder: Of the policy that will be trained.
+      tools: How the prompt names the tools; `none` is the no-tools condition.
+      schemas: One function schema a tool.
+
+    Returns:
+      The arrays of `records.FIELDS`; tokens of steps with `imitate: false` weigh nothing.
+    """
+    segments = render_trajectory(trajectory, tools=tools, schemas=schemas, style=encoder.prompt.style)
+    imitated = [step.imitate for step in trajectory.steps] + [True]
+    calls = [step.call if step.imitate else None for step in trajectory.steps]
+    return _example(segments, thumbnails, encoder, weights=ROLE_WEIGHTS, imitated=imitated, calls=calls)
+
+
+def _example(
+    segments: Sequence[Segment],
+    thumbnails: Mapping[int, Thumbnail],
+    encoder: Encoder,
+    *,
+    weights: Mapping[Role, float],
+    imitated: Sequence[bool],
+    calls: Sequence[ToolCall | None] = (),
+) -> EncodedExample:
+    chunk = encoder.encode(segments, thumbnails)
+    table = np.zeros(max(Role) + 1, np.float32)
+    table[list(weights)] = list(weights.values())
+    mask = np.isin(chunk.roles, ACTION_ROLES) & np.append(imitated, False)[chunk.turns]
+    shown = [segment for segment in segments if isinstance(segment, VisionSegment)]
+    group = encoder.processing.temporal_patch_size
+    side = max((max(thumbnail.frames.shape[1:3]) for thumbnail in thumbnails.values()), default=0)
+    frames = np.zeros((len(shown), group, side, side, 3), np.uint8)
+    for frame, segment in zip(frames, shown, strict=True):
+        pair = thumbnails[segment.media].frames[group * segment.frame : group * (segment.frame + 1)]
+        frame[:, : pair.shape[1], : pair.shape[2]] = pair
+    return {
+        "ids": chunk.ids,
+        "roles": chunk.roles,
+        "weights": (table[chunk.roles] * mask).astype(np.float32),
+        "positions": chunk.positions,
+        "visual_index": np.where(chunk.visual_index >= 0, np.cumsum(chunk.visual_index >= 0) - 1, -1).astype(np.int32),
+        "thumbs": frames,
+        "grid": chunk.grid,
+        **_targets(chunk.roles, chunk.turns, calls),
+    }
+
+
+def _targets(roles: np.ndarray, turns: np.ndarray, calls: Sequence[ToolCall | None]) -> dict[str, np.ndarray]:
+    """What the auxiliary heads should say at the last operation token of each imitated call."""
+    found = [
+        (int(np.flatnonzero((turns == turn) & (roles == Role.OPERATION))[-1]), call)
+        for turn, call in enumerate(calls)
+        if call is not None and call.name in OPERATIONS
+    ]
+    count = len(found)
+    targets = {
+        "op_position": np.asarray([position for position, _ in found], np.int32),
+        "op_id": np.asarray([OPERATIONS.index(call.name) for _, call in found], np.int32),
+    }
+    for name, argument, width in (("box", "bbox_2d", 4), ("point", "point_2d", 2)):
+        targets[name] = np.zeros((count, width), np.float32)
+        targets[f"{name}_valid"] = np.zeros(count, bool)
+        for row, (_, call) in enumerate(found):
+            if argument in call.arguments:
+                targets[name][row] = np.asarray(call.arguments[argument], np.float32) / 1000
+                targets[f"{name}_valid"][row] = True
+    # No tool of the tiny policy's chains takes a span; released ones give `localize` absolute seconds, not shares.
+    return targets | {"span": np.zeros((count, 2), np.float32), "span_valid": np.zeros(count, bool)}

@@ -1,0 +1,59 @@
+"""Auxiliary heads: where, when and which operation, read from a hidden state (SFT only; the policy runs without)."""
+
+import jax
+from flax import nnx, struct
+
+from pixelis_jax.policy import layers
+from pixelis_jax.policy.config import Precision
+
+
+@struct.dataclass
+class HeadOutputs:
+    """Predictions of the auxiliary heads.
+
+    Attributes:
+      box: x1, y1, x2, y2 relative to the medium, in [0, 1], ``[N, 4]``.
+      point: x, y in [0, 1], ``[N, 2]``.
+      span: start, end relative to the clip, in [0, 1], ``[N, 2]``.
+      operation: logits over the tools, ``[N, operations]``.
+    """
+
+    box: jax.Array
+    point: jax.Array
+    span: jax.Array
+    operation: jax.Array
+
+
+class AuxiliaryHeads(nnx.Module):
+    """Box, point, span and operation from the hidden state at a call's last operation token."""
+
+    def __init__(self, hidden_size: int, *, operations: int = 6, precision: Precision | None = None, rngs: nnx.Rngs):
+        """Creates the heads.
+
+        Args:
+          hidden_size: width of the hidden states.
+          operations: number of tools.
+          precision: number formats; float32 by default.
+          rngs: stream ``params``.
+        """
+        sizes = {"box": 4, "point": 2, "span": 2, "operation": operations}
+        self.heads = nnx.Dict(
+            {
+                name: layers.Linear(
+                    hidden_size,
+                    size,
+                    axes=("embed", None),
+                    bias=True,
+                    stddev=0.02,
+                    precision=precision or Precision(),
+                    rngs=rngs,
+                )
+                for name, size in sizes.items()
+            }
+        )
+
+    def __call__(self, hidden: jax.Array) -> HeadOutputs:
+        """Predicts from hidden states ``[N, D]``."""
+        logits = {name: head(hidden) for name, head in self.heads.items()}
+        places = {name: jax.nn.sigmoid(logits[name]) for name in ("box", "point", "span")}
+        return HeadOutputs(**places, operation=logits["operation"])

@@ -1,0 +1,320 @@
+"""Published safetensors in and out.
+
+One table relates every published tensor to one parameter. Reading and writing prove a bijection: each tensor is used
+once, each parameter is filled, and anything else is an error that names the tensors.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from etils import epath
+from flax import nnx
+from safetensors.numpy import save_file
+
+from pixelis_jax.policy.config import ConfigError, Precision, Qwen3VLConfig
+from pixelis_jax.policy.model import Qwen3VL
+from pixelis_jax.sharding import parameter_sharding
+
+INDEX = "model.safetensors.index.json"
+Path = tuple[str | int, ...]
+
+
+class WeightsError(ValueError):
+    """A directory that does not hold exactly the tensors of its configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a published tensor and a parameter lay out the same numbers.
+
+    Attributes:
+      read: published array, shape of the parameter -> parameter.
+      write: parameter, shape of the published array -> published array.
+      shape: shape of the parameter, configuration -> shape of the published array.
+    """
+
+    read: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    write: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    shape: Callable[[tuple[int, ...], Qwen3VLConfig], tuple[int, ...]]
+
+
+def _conv_shape(shape: tuple[int, ...], config: Qwen3VLConfig) -> tuple[int, ...]:
+    vision = config.vision
+    return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+
+
+# As it is, up to a split of the leading axis: norms, tables, biases.
+COPY = Layout(lambda x, shape: x.reshape(shape), lambda x, shape: x.reshape(shape), lambda shape, _: shape)
+JOINED = dataclasses.replace(COPY, shape=lambda shape, _: (math.prod(shape),))
+# Published kernels are [out, in, ...]; ours are [in, out...].
+LINEAR = Layout(
+    read=lambda x, shape: x.reshape(len(x), -1).T.reshape(shape),
+    write=lambda x, shape: x.reshape(len(x), -1).T.reshape(shape),
+    shape=lambda shape, _: (math.prod(shape[1:]), shape[0]),
+)
+CONV = dataclasses.replace(LINEAR, shape=_conv_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of the table: a parameter's path and how it is laid out."""
+
+    path: Path
+    layout: Layout
+
+
+def weight_table(config: Qwen3VLConfig) -> dict[str, Entry]:
+    """Returns published name -> parameter for every tensor of a model."""
+    visual, text = "model.visual.", "model.language_model."
+    table = {
+        f"{visual}patch_embed.proj.weight": Entry(("visual", "patch_embed", "kernel"), CONV),
+        f"{visual}patch_embed.proj.bias": Entry(("visual", "patch_embed", "bias"), COPY),
+        f"{visual}pos_embed.weight": Entry(("visual", "positions", "table"), COPY),
+        f"{text}embed_tokens.weight": Entry(("decoder", "embedding"), COPY),
+        f"{text}norm.weight": Entry(("decoder", "norm", "scale"), COPY),
+    }
+    for index in range(config.vision.depth):
+        table |= _vision_block(f"{visual}blocks.{index}.", ("visual", "blocks", index))
+    table |= _merger(f"{visual}merger.", ("visual", "merger"))
+    for index in range(len(config.vision.deepstack_visual_indexes)):
+        table |= _merger(f"{visual}deepstack_merger_list.{index}.", ("visual", "deepstack_mergers", index))
+    for index in range(config.text.num_hidden_layers):
+        table |= _decoder_layer(f"{text}layers.{index}.", ("decoder", "layers", index))
+    if not config.tie_word_embeddings:
+        table["lm_head.weight"] = Entry(("lm_head", "kernel"), LINEAR)
+    return table
+
+
+def _linear(name: str, path: Path) -> dict[str, Entry]:
+    return {f"{name}.weight": Entry((*path, "kernel"), LINEAR), f"{name}.bias": Entry((*path, "bias"), COPY)}
+
+
+def _layer_norm(name: str, path: Path) -> dict[str, Entry]:
+    return {f"{name}.weight": Entry((*path, "scale"), COPY), f"{name}.bias": Entry((*path, "bias"), COPY)}
+
+
+def _vision_block(name: str, path: Path) -> dict[str, Entry]:
+    return {
+        f"{name}attn.qkv.weight": Entry((*path, "attn", "qkv"), LINEAR),
+        f"{name}attn.qkv.bias": Entry((*path, "attn", "qkv_bias"), JOINED),
+        **_linear(f"{name}attn.proj", (*path, "attn", "proj")),
+        **_layer_norm(f"{name}norm1", (*path, "norm1")),
+        **_layer_norm(f"{name}norm2", (*path, "norm2")),
+        **_linear(f"{name}mlp.linear_fc1", (*path, "mlp", "fc1")),
+        **_linear(f"{name}mlp.linear_fc2", (*path, "mlp", "fc2")),
+    }
+
+
+def _merger(name: str, path: Path) -> dict[str, Entry]:
+    return {
+        **_layer_norm(f"{name}norm", (*path, "norm")),
+        **_linear(f"{name}linear_fc1", (*path, "fc1")),
+        **_linear(f"{name}linear_fc2", (*path, "fc2")),
+    }
+
+
+def _decoder_layer(name: str, path: Path) -> dict[str, Entry]:
+    attention = {
+        f"{name}self_attn.{part}.weight": Entry((*path, "attn", part, "kernel"), LINEAR)
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj")
+    }
+    head_norms = {
+        f"{name}self_attn.{part}.weight": Entry((*path, "attn", part, "scale"), COPY) for part in ("q_norm", "k_norm")
+    }
+    mlp = {
+        f"{name}mlp.{part}.weight": Entry((*path, "mlp", part, "kernel"), LINEAR)
+        for part in ("gate_proj", "up_proj", "down_proj")
+    }
+    norms = {
+        f"{name}input_layernorm.weight": Entry((*path, "input_norm", "scale"), COPY),
+        f"{name}post_attention_layernorm.weight": Entry((*path, "post_attention_norm", "scale"), COPY),
+    }
+    return attention | head_norms | mlp | norms
+
+
+def abstract_model(config: Qwen3VLConfig, precision: Precision | None = None) -> Qwen3VL:
+    """Returns the model with shapes in place of numbers; costs no memory."""
+    return nnx.eval_shape(lambda: Qwen3VL(config, precision=precision, rngs=nnx.Rngs(0)))
+
+
+def published_names(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the name and shape of every published tensor of a model.
+
+    Args:
+      config: architecture.
+
+    Returns:
+      Published name -> published shape.
+
+    Raises:
+      WeightsError: the table and the parameters of the model are no bijection.
+    """
+    parameters, table = _parameters(abstract_model(config)), weight_table(config)
+    paths = [entry.path for entry in table.values()]
+    if sorted(map(str, paths)) != sorted(map(str, parameters)):
+        difference = sorted(map(str, set(paths) ^ set(parameters)))
+        raise WeightsError(f"the weight table does not cover the parameters: {', '.join(difference)}")
+    return {name: entry.layout.shape(parameters[entry.path].shape, config) for name, entry in table.items()}
+
+
+def load(
+    directory: epath.PathLike,
+    config: Qwen3VLConfig | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    compute_dtype: jax.typing.DTypeLike | None = None,
+) -> Qwen3VL:
+    """Reads a model in the published layout.
+
+    Args:
+      directory: holds config.json and safetensors files.
+      config: overrides config.json.
+      mesh: where to place the parameters; None leaves them on the default device.
+      dtype: number format of the parameters.
+      compute_dtype: number format of the computation, `dtype` by default.
+
+    Returns:
+      The model.
+
+    Raises:
+      WeightsError: the directory is no model, or its tensors are not exactly those of the configuration.
+    """
+    directory = epath.Path(directory)
+    if config is None:
+        try:
+            config = Qwen3VLConfig.from_json(directory)
+        except ConfigError as error:
+            raise WeightsError(f"{directory} is not a Qwen3-VL model: {error}") from error
+    files = _locate(directory)
+    expected = published_names(config)
+    _check_names(directory, expected, files)
+    model = abstract_model(config, Precision(params=dtype, compute=compute_dtype or dtype))
+    parameters, table = _parameters(model), weight_table(config)
+    for file in sorted(set(files.values())):
+        for name, array in _read_tensors(directory / file, [name for name in files if files[name] == file]):
+            entry = table[name]
+            if array.shape != expected[name]:
+                raise WeightsError(f"{directory}: {name} has shape {array.shape}, config.json says {expected[name]}")
+            parameter = parameters[entry.path]
+            value = entry.layout.read(array, parameter.shape).astype(dtype)
+            placement = None if mesh is None else parameter_sharding(parameter, mesh)
+            parameter.set_value(jax.device_put(value, placement))
+    return model
+
+
+def save(
+    model: Qwen3VL,
+    directory: epath.PathLike,
+    max_shard_bytes: int = 4 * 2**30,
+    extra_files: Sequence[epath.PathLike] = (),
+) -> None:
+    """Writes a model in the published layout, as a whole or not at all.
+
+    Args:
+      model: the model.
+      directory: must not exist, or be empty.
+      max_shard_bytes: size at which a new safetensors file begins; a larger tensor gets a file of its own.
+      extra_files: copied beside the weights, e.g. the tokenizer.
+
+    Raises:
+      WeightsError: the directory exists and is not empty.
+    """
+    directory = epath.Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise WeightsError(f"{directory} already exists")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f".{directory.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        _write(model, partial, max_shard_bytes)
+        for file in map(epath.Path, extra_files):
+            file.copy(partial / file.name)
+        if directory.exists():
+            directory.rmdir()
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _parameters(model: Qwen3VL) -> dict[Path, nnx.Param]:
+    return {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
+
+
+def _locate(directory: epath.Path) -> dict[str, str]:
+    """Returns tensor name -> file name."""
+    index = directory / INDEX
+    if index.exists():
+        try:
+            files = json.loads(index.read_text())["weight_map"]
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise WeightsError(f"{index} is not a safetensors index: {error!r}") from error
+        absent = sorted({file for file in files.values() if not (directory / file).exists()})
+        if absent:
+            raise WeightsError(f"{directory} lacks {', '.join(absent)}")
+        return files
+    single = directory / "model.safetensors"
+    if not single.exists():
+        raise WeightsError(f"{directory} holds neither {INDEX} nor model.safetensors")
+    with _open(single) as tensors:
+        return dict.fromkeys(tensors.keys(), single.name)
+
+
+def _open(file: epath.Path) -> Any:
+    try:
+        return safetensors.safe_open(os.fspath(file), framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+def _read_tensors(file: epath.Path, names: Sequence[str]) -> Any:
+    with _open(file) as tensors:
+        absent = sorted(set(names) - set(tensors.keys()))
+        if absent:
+            raise WeightsError(f"{file} lacks {', '.join(absent)}, which the index places there")
+        for name in names:
+            yield name, tensors.get_tensor(name)
+
+
+def _check_names(directory: epath.Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    missing, unused = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unused:
+        parts = [f"{word}: {', '.join(names)}" for word, names in (("missing", missing), ("unused", unused)) if names]
+        raise WeightsError(f"{directory} does not match its config.json; {'; '.join(parts)}")
+
+
+def _write(model: Qwen3VL, directory: epath.Path, max_shard_bytes: int) -> None:
+    parameters, table = _parameters(model), weight_table(model.config)
+    shards: list[list[str]] = [[]]
+    filled = total = 0
+    for name, entry in table.items():
+        size = parameters[entry.path].nbytes
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled, total = filled + size, total + size
+    shapes = published_names(model.config)
+    files = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            value = np.asarray(jax.device_get(parameters[table[name].path][...]))
+            tensors[name] = np.ascontiguousarray(table[name].layout.write(value, shapes[name]))
+        save_file(tensors, os.fspath(directory / file), metadata={"format": "pt"})
+        files |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (directory / "config.json").write_text(
+        json.dumps(model.config.to_json() | {"dtype": str(np.dtype(model.precision.params))}, indent=2) + "\n"
+    )

@@ -1,0 +1,1 @@
+"""Episodes: engine, agent, replay."""

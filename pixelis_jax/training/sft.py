@@ -1,0 +1,207 @@
+"""Supervised fine-tuning on demonstrated trajectories (algorithms.md, section 1)."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import metrics as clu_metrics
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+
+from pixelis_jax import losses, sharding
+from pixelis_jax.data.pipeline import Batch, BatchPlan, BatchSource, iterate
+from pixelis_jax.data.records import RecordSource
+from pixelis_jax.policy import AuxiliaryHeads, Qwen3VL, VisionInputs
+from pixelis_jax.training import loop
+from pixelis_jax.training.state import PyTree
+from pixelis_jax.trajectory import Role
+
+# Streams of random numbers that a run folds into its seed.
+_HEADS_STREAM = 1
+
+
+def train(
+    config: ConfigDict, workdir: epath.PathLike, model: Qwen3VL, *, banned_ids: Sequence[int] = ()
+) -> tuple[Qwen3VL, loop.Result]:
+    """Fine-tunes a policy.
+
+    Args:
+      config: as `loop.run`, and ``data`` (path of the records), ``buckets`` (``tokens``, ``frames``, ``tokens_per_batch``),
+        ``mesh`` (`sharding.create_mesh`), ``operations`` (number of tools), ``loss`` (``heads_weight``, ``beta``,
+        ``iou_weight``, ``chunk``), ``pixels`` (``mean``, ``std``, of three channels).
+      workdir: the run's directory; a run that was stopped goes on.
+      model: the initial policy; left as it is.
+      banned_ids: tokens that the sampler never emits; they take no probability here either.
+
+    Returns:
+      The trained policy, and how the run ended.
+
+    Raises:
+      WorkdirError: the directory is another run's, or no work directory.
+      RecordError: the data cannot be read.
+      ValueError: an example fits into no bucket.
+    """
+    mesh = sharding.create_mesh(**config.mesh)
+    key = jax.random.fold_in(jax.random.key(config.seed), _HEADS_STREAM)
+    precision = model.precision
+    heads = AuxiliaryHeads(
+        model.config.text.hidden_size, operations=config.operations, precision=precision, rngs=nnx.Rngs(params=key)
+    )
+    graph, params = nnx.split(model)
+    heads_graph, head_params = nnx.split(heads)
+    source = RecordSource(config.data)
+    plan = BatchPlan(
+        source.sizes,
+        **config.buckets,
+        rows_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
+        seed=config.seed,
+        batches=config.total_steps,
+    )
+    batches = BatchSource(
+        source,
+        plan,
+        patch_size=model.config.vision.patch_size,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    phase = loop.Phase(
+        name="sft",
+        params=nnx.to_pure_dict(params),
+        heads=nnx.to_pure_dict(head_params),
+        shardings={
+            "params": nnx.to_pure_dict(sharding.state_shardings(params, mesh)),
+            "heads": nnx.to_pure_dict(sharding.state_shardings(head_params, mesh)),
+        },
+        loss=make_loss(graph, heads_graph, config, np.isin(np.arange(model.config.text.vocab_size), banned_ids)),
+        batches=iterate(batches),
+    )
+    result = loop.run(phase, config, workdir, mesh)
+    return nnx.merge(graph, nnx.State(result.state.params)), result
+
+
+def make_loss(
+    graph: nnx.GraphDef[Qwen3VL], heads_graph: nnx.GraphDef[AuxiliaryHeads], config: ConfigDict, banned: np.ndarray
+) -> Callable[[PyTree, PyTree, Batch, jax.Array], tuple[jax.Array, loop.Metrics]]:
+    """Builds `L = L_imit + heads_weight * mean of the heads that apply`.
+
+    Args:
+      graph: structure of the policy.
+      heads_graph: structure of the auxiliary heads.
+      config: as in `train`.
+      banned: tokens that take no probability, bool ``[V]``.
+
+    Returns:
+      (params, heads, batch, key) -> (loss, metrics).
+    """
+
+    def loss(params: PyTree, heads: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, loop.Metrics]:
+        del key  # nothing is drawn
+        model = nnx.merge(graph, nnx.State(params))
+        hidden = encode(model, batch, config.pixels)
+        imitation, metrics = imitate(model, hidden, batch, banned, config.loss.chunk)
+        grounding, head_metrics = ground(nnx.merge(heads_graph, nnx.State(heads)), hidden, batch, config.loss)
+        return imitation + config.loss.heads_weight * grounding, metrics | head_metrics
+
+    return loss
+
+
+def encode(model: Qwen3VL, batch: Batch, pixels: ConfigDict) -> jax.Array:
+    """Runs the policy over a batch.
+
+    Args:
+      model: the policy.
+      batch: B rows of T tokens.
+      pixels: ``mean`` and ``std`` of the channels.
+
+    Returns:
+      Hidden states ``[B, T, D]``.
+    """
+    visual = None
+    if batch.patches.shape[1]:
+        channels = batch.patches.shape[-1] // 3  # a patch is channel-major
+        mean, std = (np.repeat(np.float32(pixels[name]), channels) for name in ("mean", "std"))
+        patches = (batch.patches.astype(jnp.float32) * np.float32(1 / 255) - mean) / std
+        visual = model.encode_vision(VisionInputs(patches=patches, grid=batch.grid))
+    hidden, _ = model(
+        batch.ids,
+        batch.positions,
+        visual=visual,
+        visual_index=None if visual is None else batch.visual_index,
+        attention_mask=batch.valid,
+    )
+    return hidden
+
+
+def imitate(
+    model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray, chunk: int
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Computes the imitation loss.
+
+    Args:
+      model: gives the unembedding.
+      hidden: ``[B, T, D]``.
+      batch: the tokens and their weights.
+      banned: bool ``[V]``.
+      chunk: positions of which logits exist at a time.
+
+    Returns:
+      The loss and the mean negative log-probability of each role.
+    """
+    select = functools.partial(losses.select_weighted, capacity=batch.weighted)
+    selected = jax.vmap(select)(hidden[:, :-1], batch.weights[:, 1:])
+    # Padded slots point past the end; clamped, they read some token, which then weighs nothing.
+    index = jnp.minimum(selected.index + 1, batch.ids.shape[1] - 1)
+    targets, roles = (jnp.take_along_axis(array, index, axis=1).ravel() for array in (batch.ids, batch.roles))
+    log_probs = losses.token_log_probs(
+        selected.hidden.reshape(-1, hidden.shape[-1]),
+        model.unembedding_matrix(),
+        targets,
+        banned=banned,
+        chunk=chunk,
+    )
+    weights = selected.weights.ravel()
+    metrics = {"imitation": _average(-log_probs, weights)}
+    for role in Role:
+        if role not in (Role.PROMPT, Role.OBSERVATION):
+            metrics[f"nll/{role.name.lower()}"] = _average(-log_probs, (weights > 0) & (roles == role))
+    return losses.imitation_loss(log_probs, weights), metrics
+
+
+def ground(
+    heads: AuxiliaryHeads, hidden: jax.Array, batch: Batch, config: ConfigDict
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Computes the loss of the auxiliary heads.
+
+    Args:
+      heads: the heads.
+      hidden: ``[B, T, D]``.
+      batch: where the calls are, and what they point at.
+      config: ``beta`` and ``iou_weight``.
+
+    Returns:
+      The mean over the heads that apply, and each head's loss.
+    """
+    at_calls = jnp.take_along_axis(hidden, batch.op_position[:, :, None], axis=1)
+    predicted = heads(at_calls.reshape(-1, hidden.shape[-1]).astype(jnp.float32))
+    box = functools.partial(losses.box_loss, beta=config.beta, iou_weight=config.iou_weight)
+    point = functools.partial(losses.point_loss, beta=config.beta)
+    span = functools.partial(losses.span_loss, beta=config.beta, iou_weight=config.iou_weight)
+    values = {
+        "box": jax.vmap(box)(predicted.box, batch.box.reshape(-1, 4)),
+        "point": jax.vmap(point)(predicted.point, batch.point.reshape(-1, 2)),
+        "span": jax.vmap(span)(predicted.span, batch.span.reshape(-1, 2)),
+        "operation": jax.vmap(losses.operation_loss)(predicted.operation, batch.op_id.ravel()),
+    }
+    valid = {"box": batch.box_valid, "point": batch.point_valid, "span": batch.span_valid, "operation": batch.op_valid}
+    valid = {name: mask.ravel() for name, mask in valid.items()}
+    metrics = {f"heads/{name}": _average(values[name], valid[name]) for name in values}
+    return losses.mean_over_heads(values, valid), metrics
+
+
+def _average(values: jax.Array, weights: jax.Array) -> clu_metrics.Average:
+    weights = weights.astype(jnp.float32)
+    return clu_metrics.Average(total=jnp.sum(jnp.where(weights > 0, values * weights, 0.0)), count=jnp.sum(weights))

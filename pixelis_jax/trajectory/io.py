@@ -1,0 +1,215 @@
+"""Trajectories, examples and token records on disk.
+
+Object stores cannot append, so what is written is whole: a file appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pixelis_jax.trajectory.codec import from_json, json_schema, to_json
+from pixelis_jax.trajectory.errors import TrajectoryError
+from pixelis_jax.trajectory.types import SCHEMA, Example, TokenRecord, Trajectory
+
+_RECORD_TYPES = {
+    "ids": np.int32,
+    "roles": np.int8,
+    "log_probs": np.float32,
+    "forced": np.bool_,
+    "policy_step": np.int32,
+    "media_spans": np.int32,
+}
+
+
+def trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
+    """The object that stands on one line of a trace."""
+    return {"schema": SCHEMA, **to_json(trajectory)}
+
+
+def trajectory_from_json(value: Any) -> Trajectory:
+    """Reads what `trajectory_to_json` wrote.
+
+    Raises TrajectoryError for another schema, an unknown field or a wrong type.
+    """
+    if not isinstance(value, dict):
+        raise TrajectoryError("a trajectory is a JSON object")
+    schema = value.get("schema")
+    if schema != SCHEMA:
+        raise TrajectoryError(f"schema: expected {SCHEMA!r}, got {schema!r}; this version reads no other")
+    return from_json(Trajectory, {key: item for key, item in value.items() if key != "schema"})
+
+
+def trajectory_schema() -> dict[str, Any]:
+    """The JSON Schema of a line of a trace; `schema.json` is this."""
+    definitions: dict[str, Any] = {}
+    json_schema(Trajectory, definitions)
+    root = definitions.pop("Trajectory")
+    root["properties"] = {"schema": {"const": SCHEMA}, **root["properties"]}
+    root["required"] = ["schema", *root["required"]]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA, **root, "$defs": definitions}
+
+
+def read_trajectories(path: epath.PathLike) -> Iterator[Trajectory]:
+    """Trajectories of a `.jsonl` trace, in order; raises TrajectoryError naming file, line and field."""
+    return _read_lines(path, trajectory_from_json)
+
+
+def read_examples(path: epath.PathLike) -> Iterator[Example]:
+    """Examples of a `.jsonl` file, in order; raises TrajectoryError naming file, line and field."""
+    return _read_lines(path, example_from_json)
+
+
+def write_trajectories(path: epath.PathLike, trajectories: Iterable[Trajectory]) -> None:
+    """Writes a whole trace at once."""
+    _write_lines(path, map(trajectory_to_json, trajectories))
+
+
+def write_examples(path: epath.PathLike, examples: Iterable[Example]) -> None:
+    """Writes a whole file of examples at once."""
+    _write_lines(path, map(example_to_json, examples))
+
+
+def example_to_json(example: Example) -> dict[str, Any]:
+    """The object that stands on one line of a file of examples; its gold trajectory has the form of a trace's line."""
+    value = to_json(dataclasses.replace(example, gold=None))
+    return {**value, "gold": None if example.gold is None else trajectory_to_json(example.gold)}
+
+
+def example_from_json(value: Any) -> Example:
+    """Reads what `example_to_json` wrote."""
+    if not isinstance(value, dict):
+        raise TrajectoryError("an example is a JSON object")
+    gold = value.get("gold")
+    example: Example = from_json(Example, {key: item for key, item in value.items() if key != "gold"})
+    return dataclasses.replace(example, gold=None if gold is None else trajectory_from_json(gold))
+
+
+class ShardWriter:
+    """Writes values as closed shards `name-<process>-<n>.jsonl`; a shard is never written to again.
+
+    Args:
+      directory: Where; made if absent. Shards that are there already are kept, numbering goes on behind them.
+      name: First part of the file names.
+      process: Index of this process.
+      shard_size: Values in a shard.
+    """
+
+    def __init__(self, directory: epath.PathLike, name: str, *, process: int = 0, shard_size: int = 1000) -> None:
+        self._directory = epath.Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._prefix = f"{name}-{process}-"
+        self._size = shard_size
+        self._rows: list[dict[str, Any]] = []
+        taken = [path.stem.removeprefix(self._prefix) for path in self._directory.glob(f"{self._prefix}*.jsonl")]
+        self._next = 1 + max((int(number) for number in taken if number.isdigit()), default=-1)
+
+    def write(self, trajectory: Trajectory) -> None:
+        """Takes a trajectory; it is on disk when its shard is full, or at `close`."""
+        self._rows.append(trajectory_to_json(trajectory))
+        if len(self._rows) >= self._size:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the open shard, if it holds anything."""
+        if self._rows:
+            _write_lines(self._directory / f"{self._prefix}{self._next}.jsonl", self._rows)
+            self._rows, self._next = [], self._next + 1
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def save_record(path: epath.PathLike, record: TokenRecord) -> None:
+    """Writes a token record as `.npz`."""
+    _check_record(record, "record")
+    with _Atomic(path) as file:
+        np.savez_compressed(file, **{name: getattr(record, name) for name in _RECORD_TYPES})
+
+
+def load_record(path: epath.PathLike) -> TokenRecord:
+    """Reads a token record; raises TrajectoryError if it is none. Never unpickles."""
+    path = epath.Path(path)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if set(arrays.files) != set(_RECORD_TYPES):
+                found = ", ".join(arrays.files)
+                raise TrajectoryError(f"{path}: expected the arrays {', '.join(_RECORD_TYPES)}, got {found}")
+            record = TokenRecord(**{name: arrays[name] for name in _RECORD_TYPES})
+    except TrajectoryError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise TrajectoryError(f"{path}: not a token record: {error}") from error
+    _check_record(record, str(path))
+    return record
+
+
+def _check_record(record: TokenRecord, name: str) -> None:
+    length = len(record.ids)
+    for field, dtype in _RECORD_TYPES.items():
+        array = getattr(record, field)
+        shape = (len(record.media_spans), 4) if field == "media_spans" else (length,)
+        if array.dtype != dtype or array.shape != shape:
+            expected = f"{np.dtype(dtype)} {list(shape)}"
+            raise TrajectoryError(f"{name}: {field} is {array.dtype} {list(array.shape)}, expected {expected}")
+
+
+def _read_lines(path: epath.PathLike, parse: Any) -> Iterator[Any]:
+    path = epath.Path(path)
+    try:
+        # Bytes, and split at newlines alone: `str.splitlines` would also cut at U+2028 inside a string.
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise TrajectoryError(f"{path}: cannot be read: {error.strerror or error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield parse(json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant))
+        except (ValueError, RecursionError) as error:
+            raise TrajectoryError(f"{path}, line {number}: {error}") from error
+
+
+def _write_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    with _Atomic(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+
+
+class _Atomic:
+    """A binary file that appears under its name only when the block ends well."""
+
+    def __init__(self, path: epath.PathLike) -> None:
+        self._path = epath.Path(path)
+        self._partial = self._path.parent / f".{self._path.name}.partial"
+
+    def __enter__(self) -> Any:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise TrajectoryError("a key stands twice in an object")
+    return result
+
+
+def _no_constant(text: str) -> Any:
+    raise TrajectoryError(f"{text} is no JSON number")

@@ -1,0 +1,232 @@
+"""Supervised fine-tuning: resumes bit for bit, compiles once a bucket, and its loss is the one that is written down."""
+
+import dataclasses
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import pytest
+from flax import nnx
+
+from pixelis_jax import losses, policy
+from pixelis_jax.data import pipeline
+from pixelis_jax.data.records import RecordSource, write_records
+from pixelis_jax.training import loop, sft
+from pixelis_jax.workdir import Workdir, WorkdirError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Runs of this file meet the same shapes: compiled once, also in the processes that are killed."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    cache = tmp_path_factory.mktemp("cache")
+    jax.config.update(names[0], str(cache))
+    jax.config.update(names[1], 0.3)
+    yield {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "train.array_record"
+    write_records(path, micro.make_examples(24))
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The run that all others must equal: its parameters, how it ended, its directory."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    model, result = sft.train(micro.make_config(data), path, micro.make_model())
+    return nnx.to_pure_dict(nnx.state(model)), result, path
+
+
+def _same(left, right) -> bool:
+    return jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), left, right))
+
+
+def _params(model: nnx.Module):
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def test_a_run_learns_logs_and_compiles_once_a_bucket(uninterrupted, data: Path) -> None:
+    params, result, path = uninterrupted
+    config = micro.make_config(data)
+    assert result.finished and int(result.state.step) == config.total_steps
+    plan = pipeline.BatchPlan(RecordSource(data).sizes, **config.buckets, rows_multiple=1, seed=3, batches=config.total_steps)
+    assert result.compilations == len({plan[i][0] for i in range(config.total_steps)})
+    rows = Workdir(path).metrics()
+    assert [row["step"] for row in rows] == list(range(20, config.total_steps + 1, 20))
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert rows[0].keys() >= {"imitation", "nll/operation", "heads/box", "gradient_norm", "learning_rate", "compilations"}
+    assert not _same(params, _params(micro.make_model()))
+
+
+def test_kill_9_and_the_same_command_give_the_same_bits(
+    uninterrupted, data: Path, tmp_path: Path, compilation_cache: dict[str, str]
+) -> None:
+    command = [sys.executable, str(Path(micro.__file__)), str(data), str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | compilation_cache
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints" / "50").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(random.uniform(0.0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    config = micro.make_config(data)
+    saved = Workdir(tmp_path / "run").open_checkpoints().latest()
+    assert saved is not None and 50 <= saved < config.total_steps
+
+    model, result = sft.train(config, tmp_path / "run", micro.make_model())
+    params, whole, path = uninterrupted
+    assert result.finished and _same(_params(model), params)
+    assert _same(result.state.items(), whole.state.items())
+    rows, expected = Workdir(tmp_path / "run").metrics(), Workdir(path).metrics()
+    steps = [row["step"] for row in rows]
+    assert sorted(set(steps)) == steps and steps[-1] == config.total_steps
+    assert rows[-1]["loss"] == expected[-1]["loss"]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    uninterrupted, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = loop.place_batch
+    calls = []
+
+    def place_and_terminate(batch, mesh):
+        calls.append(batch)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(batch, mesh)
+
+    monkeypatch.setattr(loop, "place_batch", place_and_terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    _, result = sft.train(micro.make_config(data), tmp_path / "run", micro.make_model())
+    assert not result.finished and int(result.state.step) == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Workdir(tmp_path / "run").open_checkpoints().latest() == 7
+    model, result = sft.train(micro.make_config(data), tmp_path / "run", micro.make_model(seed=9))
+    assert result.finished and _same(_params(model), uninterrupted[0])
+
+
+def test_a_time_limit_ends_a_run_cleanly(data: Path, tmp_path: Path) -> None:
+    _, result = sft.train(micro.make_config(data, max_minutes=0.0), tmp_path / "run", micro.make_model())
+    assert not result.finished and int(result.state.step) == 1
+    assert Workdir(tmp_path / "run").open_checkpoints().latest() == 1
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted, data: Path) -> None:
+    params, _, path = uninterrupted
+    rows = Workdir(path).metrics()
+    model, result = sft.train(micro.make_config(data), path, micro.make_model())
+    assert result.finished and result.compilations == 0
+    assert _same(_params(model), params) and Workdir(path).metrics() == rows
+
+
+def test_another_config_is_refused(uninterrupted, data: Path) -> None:
+    _, _, path = uninterrupted
+    with pytest.raises(WorkdirError, match=r"made by another config: seed \(3 -> 4\)"):
+        sft.train(micro.make_config(data, seed=4), path, micro.make_model())
+
+
+def test_a_failed_save_leaves_the_checkpoint_before_it(
+    uninterrupted, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import orbax.checkpoint as ocp
+
+    save = ocp.JsonCheckpointHandler.async_save
+
+    async def fail_at_step_100(self, directory, *args, **kwargs):
+        if "100" in str(directory):
+            raise OSError("no space left on device")
+        return await save(self, directory, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "async_save", fail_at_step_100)
+    with pytest.raises(OSError, match="no space"):
+        sft.train(micro.make_config(data), tmp_path / "run", micro.make_model())
+    monkeypatch.undo()
+    assert Workdir(tmp_path / "run").open_checkpoints().latest() == 50
+    model, _ = sft.train(micro.make_config(data), tmp_path / "run", micro.make_model())
+    assert _same(_params(model), uninterrupted[0])
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = loop.place_batch
+    monkeypatch.setattr(
+        loop, "place_batch", lambda batch, mesh: place(dataclasses.replace(batch, weights=batch.weights * np.nan), mesh)
+    )
+    with pytest.raises(FloatingPointError, match="step 50 has loss nan"):
+        sft.train(micro.make_config(data), tmp_path / "run", micro.make_model())
+    assert Workdir(tmp_path / "run").open_checkpoints().latest() is None
+
+
+def test_the_callers_model_survives(data: Path, tmp_path: Path) -> None:
+    model = micro.make_model()
+    sft.train(micro.make_config(data, max_minutes=0.0), tmp_path / "run", model)
+    assert _same(_params(model), _params(micro.make_model()))
+
+
+def test_the_loss_is_that_of_the_naive_form() -> None:
+    """Row by row without padding, whole logits, against the batched, bucketed and chunked loss."""
+    rng = np.random.default_rng(5)
+    examples = [micro.make_example(rng, tokens=14, grids=((4, 2), (2, 4))), micro.make_example(rng, tokens=20)]
+    bucket = pipeline.Bucket(rows=2, tokens=32, frames=2, patches=16, calls=3, weighted=16)
+    batch = pipeline.make_batch(examples, bucket, micro.PATCH)
+    model = micro.make_model()
+    heads = policy.AuxiliaryHeads(32, rngs=nnx.Rngs(1))
+    graph, params = nnx.split(model)
+    heads_graph, head_params = nnx.split(heads)
+    config = micro.make_config("unused")
+    banned = np.isin(np.arange(micro.VOCAB), (micro.VOCAB - 1, micro.VOCAB - 2))
+    loss = sft.make_loss(graph, heads_graph, config, banned)
+    value, metrics = jax.jit(loss)(nnx.to_pure_dict(params), nnx.to_pure_dict(head_params), batch, jax.random.key(0))
+
+    encode = nnx.jit(lambda model, batch: sft.encode(model, batch, config.pixels))
+    nll, weight, by_head = 0.0, 0.0, {"box": [], "point": [], "span": [], "operation": []}
+    for example in examples:
+        alone = pipeline.Bucket(
+            rows=1, tokens=len(example["ids"]), frames=len(example["grid"]), patches=16, calls=3, weighted=len(example["ids"])
+        )
+        hidden = encode(model, pipeline.make_batch([example], alone, micro.PATCH))
+        logits = jnp.where(banned, -1e30, model.unembed(hidden[0, :-1]))
+        log_probs = jax.nn.log_softmax(logits)[jnp.arange(len(logits)), example["ids"][1:]]
+        nll -= float(jnp.sum(log_probs * example["weights"][1:]))
+        weight += float(example["weights"][1:].sum())
+        predicted = heads(hidden[0, example["op_position"]])
+        for k in range(len(example["op_id"])):
+            by_head["operation"].append(losses.operation_loss(predicted.operation[k], jnp.asarray(example["op_id"][k])))
+            for name, function in (("box", losses.box_loss), ("point", losses.point_loss), ("span", losses.span_loss)):
+                if example[f"{name}_valid"][k]:
+                    by_head[name].append(function(getattr(predicted, name)[k], jnp.asarray(example[name][k])))
+    grounding = np.mean([np.mean(values) for values in by_head.values() if values])
+    np.testing.assert_allclose(value, nll / weight + 0.5 * grounding, rtol=1e-5)
+    np.testing.assert_allclose(metrics["imitation"].compute(), nll / weight, rtol=1e-5)
+
+
+def test_logits_exist_only_by_the_chunk() -> None:
+    """With a vocabulary size that nothing else has, arrays of that width are parameters and one chunk's logits."""
+    rng = np.random.default_rng(5)
+    bucket = pipeline.Bucket(rows=8, tokens=64, frames=1, patches=16, calls=2, weighted=32)
+    batch = pipeline.make_batch([micro.make_example(rng, tokens=60) for _ in range(8)], bucket, micro.PATCH)
+    graph, params = nnx.split(micro.make_model(vocab=71))
+    heads_graph, head_params = nnx.split(policy.AuxiliaryHeads(32, rngs=nnx.Rngs(1)))
+    loss = sft.make_loss(graph, heads_graph, micro.make_config("unused"), np.zeros(71, bool))
+    arguments = nnx.to_pure_dict(params), nnx.to_pure_dict(head_params), batch, jax.random.key(0)
+    text = str(jax.make_jaxpr(jax.grad(lambda *a: loss(*a)[0]))(*arguments))
+    shapes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", text)}
+    assert {shape for shape in shapes if 71 in shape and len(shape) > 1} <= {(16, 71), (71, 32), (32, 71), (16, 1, 71)}

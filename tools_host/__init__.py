@@ -1,0 +1,1 @@
+"""Host-side tools: they look at real pixels in worker processes, and know nothing of JAX."""
