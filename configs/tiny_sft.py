@@ -8,6 +8,9 @@ Cost and result: see docs/training.md. Starts from `tiny_base`; builds its data 
 from ml_collections import ConfigDict
 
 
+FAMILIES = ("read", "shape", "angle", "where", "blink", "cut", "flash_read", "flash_shape", "follow_read")
+
+
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = ConfigDict()
@@ -15,6 +18,14 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.init_from = "tiny_base"
     config.data = ""
+    config.scenes = ConfigDict(
+        {
+            "counts": {family: 600 for family in FAMILIES},
+            "styles": {"tools": 0.58, "direct": 0.24, "trap": 0.09, "self_correct": 0.09},
+            "workers": 2,
+            "seed": 0,
+        }
+    )
     config.total_steps = 4000
     config.operations = 6
     config.optimizer = ConfigDict(

@@ -1,6 +1,7 @@
 """The `pixelis` command: finds the command's module, parses its arguments, and turns errors into one line.
 
-Exit status: 0 done, 1 the command found a difference or a failure, 2 bad input, 130 interrupted. Nothing is imported before it is
+Exit status: 0 done, 1 the command found a difference or a failure, 2 bad input, 130 interrupted. Nothing is imported
+before it is
 needed: a spawned tool worker imports this module too, and must stay free of JAX.
 """
 
@@ -15,9 +16,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 COMMANDS = {
+    "demo": "train the tiny policy here, evaluate it, and write its report",
+    "ask": "answer a question about images and videos, step by step",
     "tools": "list the tools, or run one without a model",
     "replay": "run every call of a trace again and compare",
     "report": "write report.html: curves, tables, every trace drawn on its pixels",
+    "data": "build scenes and oracle traces, or audit a data set for near-duplicates",
+    "train": "train a phase; resumes by itself from its work directory",
+    "eval": "judge a model on scenes, with and without tools",
     "convert": "convert weights between the published layout and Orbax",
     "bench": "measure what the README claims",
 }
@@ -33,7 +39,7 @@ _USER_ERRORS = (
     ("pixelis_jax.policy.weights", "WeightsError"),
     ("pixelis_jax.commands.errors", "UserError"),
 )
-"""Errors whose message is meant for the user, by module, since a module that was never imported can have raised none."""
+"""Errors whose message is meant for the user, by module: one that was never imported can have raised none."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader (`| head`) has gone; without this, the interpreter would complain once more when it flushes at exit.
+        # The reader (`| head`) has gone; without this, the interpreter would complain once more when it flushes at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:

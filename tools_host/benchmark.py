@@ -1,4 +1,4 @@
-"""How fast and how right the tools are, on scenes drawn here over real photographs: what `pixelis bench tools` prints."""
+"""How fast and how right the tools are, on scenes drawn over real photographs: `pixelis bench tools`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "brick", "grass", "g
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: processor time of the call alone, in milliseconds (other work on the machine does not blur it), and the
-    share of right answers."""
+    """One line of the table: processor time of a call in milliseconds, and the share right."""
 
     tool: str
     calls: int
@@ -120,7 +119,7 @@ def loose_box(box_px: tuple[float, float, float, float], rng: np.random.Generato
 
 
 def draw_image(rng: np.random.Generator, path: Path, size: int = 512) -> list[Trial]:
-    """Writes a picture with a shape, a turned bar and a card with a code; returns calls on it whose answers are known."""
+    """Writes a picture with a shape, a turned bar and a card with a code; returns calls whose answers are known."""
     image = background(rng, size)
     names = [str(name) for name in rng.permutation(list(COLOURS))]
     kind, angle = str(rng.choice(["triangle", "square", "star", "circle", "cross"])), float(rng.uniform(0, 180))
@@ -130,7 +129,11 @@ def draw_image(rng: np.random.Generator, path: Path, size: int = 512) -> list[Tr
     card = _paint_card(image, code, (120, 330), rng)
     image = _noisy(image, rng)
     cv2.imwrite(str(path), image[..., ::-1])
-    box, bar_box, card_box = loose_box(_box(mask), rng, size), loose_box(_box(bar), rng, size), loose_box(card, rng, size)
+    box, bar_box, card_box = (
+        loose_box(_box(mask), rng, size),
+        loose_box(_box(bar), rng, size),
+        loose_box(card, rng, size),
+    )
     return [
         Trial(call=_call("zoom", bbox_2d=box), right=lambda o: len(o.media) == 1),
         Trial(call=_call("segment", bbox_2d=box), right=lambda o: _iou(o, mask) >= 0.85),
@@ -166,9 +169,15 @@ def draw_clip(rng: np.random.Generator, path: Path, size: int = 384, frames: int
     end = ends[which]
     return [
         Trial(call=_call("track", bbox_2d=seed_box, time_s=0), right=lambda o: _ends_at(o, end, radius)),
-        Trial(call=_call("localize", event="motion", bbox_2d=[0, 290, 1000, 1000]), right=lambda o: _is_when(o, still / 10, until / 10)),
+        Trial(
+            call=_call("localize", event="motion", bbox_2d=[0, 290, 1000, 1000]),
+            right=lambda o: _is_when(o, still / 10, until / 10),
+        ),
         Trial(call=_call("localize", event="appearance"), right=lambda o: _is_when(o, *card_time)),
-        Trial(call=_call("localize", event="text", text=code, bbox_2d=[0, 0, 1000, 290]), right=lambda o: _is_when(o, *card_time)),
+        Trial(
+            call=_call("localize", event="text", text=code, bbox_2d=[0, 0, 1000, 290]),
+            right=lambda o: _is_when(o, *card_time),
+        ),
     ]
 
 
@@ -196,7 +205,9 @@ def measure_tools(scenes: int = 12, seed: int = 0, config: ToolsConfig | None = 
     ]
 
 
-def _run_trials(folder: Path, scenes: int, seed: int, config: ToolsConfig) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
+def _run_trials(
+    folder: Path, scenes: int, seed: int, config: ToolsConfig
+) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
     pool = InlinePool(config)
     times: dict[str, list[float]] = {name: [] for name in config.tools}
     right: dict[str, list[bool]] = {name: [] for name in config.tools}
@@ -241,14 +252,18 @@ def _row(name: str, times: list[float], right: list[bool]) -> Row:
 
 
 def _call(name: str, **arguments: object) -> ToolCall:
-    return ToolCall(name=name, arguments={"media": 1, **{k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}})
+    return ToolCall(
+        name=name, arguments={"media": 1, **{k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}}
+    )
 
 
 def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
 
 
-def _paint_card(image: np.ndarray, code: str, corner: tuple[int, int], rng: np.random.Generator) -> tuple[float, float, float, float]:
+def _paint_card(
+    image: np.ndarray, code: str, corner: tuple[int, int], rng: np.random.Generator
+) -> tuple[float, float, float, float]:
     """Draws a code on a card; returns the card's box in pixels."""
     font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX]))
     scale = float(rng.uniform(0.7, 1.4))
@@ -257,7 +272,9 @@ def _paint_card(image: np.ndarray, code: str, corner: tuple[int, int], rng: np.r
     box = (x, y, x + width + 24, y + height + 24)
     dark = bool(rng.integers(2))
     cv2.rectangle(image, box[:2], box[2:], (25, 30, 60) if dark else (250, 245, 225), -1)
-    cv2.putText(image, code, (x + 12, y + height + 12), font, scale, (255, 240, 120) if dark else (40, 10, 90), 2, cv2.LINE_AA)
+    cv2.putText(
+        image, code, (x + 12, y + height + 12), font, scale, (255, 240, 120) if dark else (40, 10, 90), 2, cv2.LINE_AA
+    )
     return tuple(float(value) for value in box)  # type: ignore[return-value]
 
 

@@ -14,7 +14,7 @@ from tools_host.arguments import CheckedCall, MediaRef, RegionRef, check
 from tools_host.config import ToolsConfig
 from tools_host.dialect import to_native
 from tools_host.geometry import encode_mask, to_relative
-from tools_host.media import MediaStore
+from tools_host.media import MediaStore, media_spec, sample_frames
 from tools_host.observation_text import error_text, result_text
 from tools_host.protocol import (
     Derived,
@@ -138,11 +138,7 @@ class EpisodeEnvironment:
         Returns:
           Their times in seconds, and RGB uint8 `[N, H, W, 3]`.
         """
-        view = self._store.open(self._spec(media_id), drawn=True)
-        times = view.frame_times()
-        picked = np.unique(np.rint(np.linspace(0, len(times) - 1, min(count, len(times)))).astype(int))
-        chosen = tuple(float(time_s) for time_s in times[picked])
-        return chosen, np.stack([view.image(time_s) for time_s in chosen])
+        return sample_frames(self._store.open(self._spec(media_id), drawn=True), count)
 
     def set_shown(self, media_id: int, shown: Shown) -> None:
         """Records what the model saw of a medium."""
@@ -164,13 +160,7 @@ class EpisodeEnvironment:
         return value
 
     def _spec(self, media_id: int) -> MediaSpec:
-        parents: list[Parent] = []
-        medium = self.media[media_id - 1]
-        while medium.parent is not None:
-            parents.insert(0, medium.parent)
-            medium = self.media[medium.parent.media - 1]
-        path = self._paths[medium.id - 1]
-        return MediaSpec(path=path, sha256=medium.sha256, kind=medium.kind, parents=tuple(parents))
+        return media_spec(self.media, media_id, lambda root: self._paths[root.id - 1])
 
     def _add_file(self, path: str, uri: str) -> None:
         info = self._store.inspect(path)

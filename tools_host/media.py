@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import numpy as np
 from tools_host.cache import ByteCache
 from tools_host.geometry import decode_mask, to_pixels
 from tools_host.images import MediaError, frame_count, is_image, read_image
-from tools_host.protocol import MediaKind, MediaSpec, MediaView, Parent, RegionSpec, RegionView
+from tools_host.protocol import Media, MediaKind, MediaSpec, MediaView, Parent, RegionSpec, RegionView
 from tools_host.videos import VideoInfo, read_frames, read_info
 
-__all__ = ["ImageView", "MediaError", "MediaInfo", "MediaStore", "VideoView", "draw_mask", "file_sha256"]
+__all__ = ["ImageView", "MediaError", "MediaInfo", "MediaStore", "VideoView", "draw_mask", "file_sha256", "media_spec", "sample_frames"]
 
 TINT = np.array([255, 0, 160], dtype=np.float32)
 """Colour of drawn masks: rare in photographs, readable on dark and light."""
@@ -265,3 +265,35 @@ def draw_mask(pixels: np.ndarray, mask_rle: Mapping[str, Any]) -> np.ndarray:
     out[inner] = np.rint(0.65 * pixels[inner] + 0.35 * TINT).astype(np.uint8)
     out[mask & ~inner] = TINT.astype(np.uint8)
     return out
+
+
+def media_spec(media: Sequence[Media], media_id: int, path: Callable[[Media], str]) -> MediaSpec:
+    """How to rebuild a medium of an episode.
+
+    Args:
+      media: The episode's media, ids counting from 1.
+      media_id: The medium wanted.
+      path: Gives the file of a root medium.
+    """
+    parents: list[Parent] = []
+    medium = media[media_id - 1]
+    while medium.parent is not None:
+        parents.insert(0, medium.parent)
+        medium = media[medium.parent.media - 1]
+    return MediaSpec(path=path(medium), sha256=medium.sha256, kind=medium.kind, parents=tuple(parents))
+
+
+def sample_frames(view: MediaView, count: int) -> tuple[tuple[float, ...], np.ndarray]:
+    """Frames spread evenly over a video, first and last included; of an image the one frame.
+
+    Args:
+      view: The medium.
+      count: Most frames to give.
+
+    Returns:
+      Their times in seconds, and RGB uint8 `[N, H, W, 3]`.
+    """
+    times = view.frame_times()
+    picked = np.unique(np.rint(np.linspace(0, len(times) - 1, min(count, len(times)))).astype(int))
+    chosen = tuple(float(time_s) for time_s in times[picked])
+    return chosen, np.stack([view.image(time_s) for time_s in chosen])

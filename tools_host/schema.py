@@ -154,7 +154,10 @@ def describe(function: ToolFunction, *, paper: str, version: str, kinds: tuple[M
     description, texts = parse_docstring(inspect.getdoc(function) or "")
     if not description:
         raise TypeError(f"tool {name!r} needs a docstring: it is what the model reads")
-    hints = typing.get_type_hints(function, include_extras=True)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"tool {name!r}: {error}; import it outside `if TYPE_CHECKING`") from error
     parameters = inspect.signature(function).parameters
     injected = tuple(key for key in INJECTED if key in parameters)
     for key in injected:

@@ -1,1 +1,4 @@
-"""One file a command. Each has `add_arguments(parser)` and `run(args) -> exit status`, and imports what is heavy in `run`."""
+"""One file a command.
+
+Each has `add_arguments(parser)` and `run(args) -> exit status`, and imports what is heavy in `run`.
+"""

@@ -3,7 +3,8 @@
   pixelis convert Qwen3-VL-2B-Instruct qwen3_vl_2b --to=orbax
   pixelis convert qwen3_vl_2b exported --to=hf
 
-An Orbax directory made here holds config.json and the other small files of the source, and the parameters under checkpoints/0.
+An Orbax directory made here holds config.json and the other small files of the source, and the parameters under
+checkpoints/0.
 """
 
 from __future__ import annotations

@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numeric: numbers and masks may differ a little, as they do on another CPU (default: exact)",
     )
     parser.add_argument(
-        "--media_root", metavar="DIR", type=Path, help="what media paths are relative to (default: the trace's directory)"
+        "--media_root",
+        metavar="DIR",
+        type=Path,
+        help="what media paths are relative to (default: the trace's directory)",
     )
     add_imports(parser)
 

@@ -3,8 +3,8 @@
   pixelis report runs/sft runs/eval
   pixelis report trace.jsonl --out=trace.html
 
-The page needs no network and no files beside it. Without --out it is written as report.html into the first directory given
-(or beside the first trace).
+The page needs no network and no files beside it. Without --out it is written as report.html into the first directory
+given (or beside the first trace).
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="the page (default: report.html in the first WORKDIR)")
     parser.add_argument("--media_root", metavar="DIR", type=Path, help="what media paths are relative to, if files were moved")
     parser.add_argument(
-        "--max_traces", metavar="N", type=int, default=200, help="most trajectories on the page, wrong ones first (default: 200)"
+        "--max_traces",
+        metavar="N",
+        type=int,
+        default=200,
+        help="most trajectories on the page, wrong ones first (default: 200)",
     )
 
 

@@ -4,8 +4,9 @@
   pixelis tools run zoom photo.jpg --args='{"bbox_2d": [100, 100, 400, 300]}' --out=zoomed
   pixelis tools run localize clip.mp4 --args='{"event": "scene_change"}'
 
-Media are numbered 1, 2, ... in the order given; `media` is 1 if the arguments name neither a medium nor a region. Coordinates
-run from 0 to 1000, times are seconds. Exit status: 0 the tool answered, 1 the tool host failed, 2 bad input.
+Media are numbered 1, 2, ... in the order given; `media` is 1 if the arguments name neither a medium nor a region.
+Coordinates run from 0 to 1000, times are seconds. Exit status: 0 the tool answered, 1 the tool host failed, 2 bad
+input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tools_host.config import ToolsConfig
     from tools_host.environment import EpisodeEnvironment
     from tools_host.protocol import Observation
 
@@ -30,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("media", metavar="MEDIA", nargs="+", help="images and videos")
     run.add_argument("--args", metavar="JSON", default="{}", help="arguments of the call, a JSON object")
     run.add_argument(
-        "--out", metavar="DIR", type=Path, help="also write observation.json, derived media, and the media with regions drawn"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="also write observation.json, derived media, and the media with regions drawn",
     )
     for action in (listing, run):
         add_imports(action)
@@ -51,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     imports = parse_imports(args.imports)
     config = ToolsConfig(imports=imports)
     config.load()
-    # A module of the user's own offers its tools by registering them.
-    config = ToolsConfig(imports=imports, tools=tuple(TOOLS))
+    # A module of the user's own offers its tools by registering them; they stand behind ours.
+    config = ToolsConfig(imports=imports, tools=(*config.tools, *(name for name in TOOLS if name not in config.tools)))
     if args.action == "list":
-        print(json.dumps(config.schemas(), indent=2) if args.json else _listing())
+        print(json.dumps(config.schemas(), indent=2) if args.json else _listing(config))
         return 0
     return _run_tool(args, config)
 
@@ -72,11 +77,9 @@ def parse_imports(text: str) -> tuple[str, ...]:
     return modules
 
 
-def _listing() -> str:
-    from tools_host.schema import TOOLS
-
+def _listing(config: ToolsConfig) -> str:
     blocks = []
-    for tool in TOOLS.values():
+    for tool in map(config.tool, config.tools):
         arguments = "\n".join(
             f"    {argument.name}{'' if argument.required else '?'}: {argument.description}" for argument in tool.arguments
         )
@@ -84,7 +87,7 @@ def _listing() -> str:
     return "\n\n".join(blocks)
 
 
-def _run_tool(args: argparse.Namespace, config: Any) -> int:
+def _run_tool(args: argparse.Namespace, config: ToolsConfig) -> int:
     from pixelis_jax.commands.errors import UserError
     from tools_host.environment import EpisodeEnvironment
     from tools_host.pool import InlinePool

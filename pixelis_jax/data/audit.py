@@ -66,8 +66,8 @@ def audit(directory: str | Path, splits: tuple[Split, ...] = ("train", "val", "t
       splits: Those to compare; one without examples is left out.
 
     Returns:
-      `{"media": {split: count}, "pairs": [{"left", "right", "near_duplicates": [[id, id, bits]], "same_files", "shared_answers"}],
-      "clean"}`. `shared_answers` are random strings that are an answer in both.
+      `{"media": {split: count}, "pairs": [{"left", "right", "near_duplicates": [[id, id, bits]], "same_files",
+      "shared_answers"}], "clean"}`. `shared_answers` are random strings that are an answer in both.
     """
     store = MediaStore(_STORE_BYTES)
     read = {split: list(load_examples(directory, split)) for split in splits}
@@ -100,8 +100,8 @@ def audit(directory: str | Path, splits: tuple[Split, ...] = ("train", "val", "t
 def summary(report: Mapping[str, Any]) -> str:
     """A line for each pair of splits."""
     lines = [
-        f"{pair['left']} - {pair['right']}: {len(pair['near_duplicates'])} near-duplicates, {pair['same_files']} equal files, "
-        f"{len(pair['shared_answers'])} shared strings"
+        f"{pair['left']} - {pair['right']}: {len(pair['near_duplicates'])} near-duplicates, "
+        f"{pair['same_files']} equal files, {len(pair['shared_answers'])} shared strings"
         for pair in report["pairs"]
     ]
     return "\n".join([*lines, "clean" if report["clean"] else "not clean"])

@@ -1,7 +1,7 @@
 """Builds a data set of scenes on disk: examples, media and oracle traces, in closed shards that a second run skips.
 
-Layout of `out_dir`: `SPLIT/media/*`, `SPLIT/examples-FAMILY-N.jsonl`, `SPLIT/traces-FAMILY-N.jsonl`; paths of media are relative to
-the shard that names them.
+Layout of `out_dir`: `SPLIT/media/*`, `SPLIT/examples-FAMILY-N.jsonl`, `SPLIT/traces-FAMILY-N.jsonl`; paths of media are
+relative to the shard that names them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STORE_BYTES = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One unit of work: scenes `start` to `stop` of a family and split, and how to trace them (`styles` empty: no traces)."""
+    """A unit of work: scenes `start` to `stop` of a family and split, and how to trace them (no styles: not at all)."""
 
     directory: Path
     split: Split
@@ -79,7 +79,8 @@ def build(
       counts: Scenes by family.
       workers: Processes; 0 works in this one.
       seed: Of the scenes.
-      styles: Shares of trace styles; by default `TRACE_STYLES` for train and none for the other splits. `{}` writes no traces.
+      styles: Shares of trace styles; by default `TRACE_STYLES` for train and none for the other splits. `{}` writes no
+        traces.
       config: Tools that traces run; its observations are what the policy will read.
 
     Raises:
@@ -122,7 +123,7 @@ def write_shard(shard: Shard) -> Shard:
 
 
 def load_examples(directory: str | Path, split: Split) -> Iterator[tuple[Path, Example]]:
-    """Examples of a built split in the order of families and indices, each with the folder that its media paths start from."""
+    """Examples of a built split in order, each with the folder that its media paths start from."""
     folder = Path(directory) / split
     for path in sorted(folder.glob("examples-*.jsonl")):
         for example in read_examples(path):
@@ -158,8 +159,14 @@ def _plan(
         for start in range(0, count, SHARD):
             shards.append(
                 Shard(
-                    directory=out_dir, split=split, family=family, start=start, stop=min(start + SHARD, count),
-                    seed=seed, styles=dict(styles), config=config,
+                    directory=out_dir,
+                    split=split,
+                    family=family,
+                    start=start,
+                    stop=min(start + SHARD, count),
+                    seed=seed,
+                    styles=dict(styles),
+                    config=config,
                 )  # fmt: skip
             )
     return shards

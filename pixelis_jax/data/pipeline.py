@@ -7,7 +7,7 @@ number i of a run can be made without the ones before it: the state of the itera
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import grain
 import jax
@@ -43,14 +43,16 @@ class Bucket:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "ids", "weights", "roles", "positions", "visual_index", "valid", "patches", "grid", "op_position", "op_id", "op_valid",
-        "box", "box_valid", "point", "point_valid", "span", "span_valid",
+        "ids", "weights", "roles", "positions", "visual_index", "valid", "patches", "grid",
+        "op_position", "op_id", "op_valid", "box", "box_valid", "point", "point_valid", "span", "span_valid",
     ],
     meta_fields=["weighted"],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """A batch of B rows in the shape of its bucket; the arrays are those of `records.FIELDS`, zero where padded.
+
+    They are NumPy arrays when made, and lie on the devices in a step.
 
     Attributes:
       valid: where a row has a token.
@@ -60,32 +62,32 @@ class Batch:
       weighted: static; at most this many positions of a row have a weight.
     """
 
-    ids: Int[np.ndarray, "B T"]
-    weights: Float[np.ndarray, "B T"]
-    roles: Int[np.ndarray, "B T"]
-    positions: Int[np.ndarray, "B T 3"]
-    visual_index: Int[np.ndarray, "B T"]
-    valid: Bool[np.ndarray, "B T"]
-    patches: UInt8[np.ndarray, "B F S P"]
-    grid: Int[np.ndarray, "B F 2"]
-    op_position: Int[np.ndarray, "B K"]
-    op_id: Int[np.ndarray, "B K"]
-    op_valid: Bool[np.ndarray, "B K"]
-    box: Float[np.ndarray, "B K 4"]
-    box_valid: Bool[np.ndarray, "B K"]
-    point: Float[np.ndarray, "B K 2"]
-    point_valid: Bool[np.ndarray, "B K"]
-    span: Float[np.ndarray, "B K 2"]
-    span_valid: Bool[np.ndarray, "B K"]
+    ids: Int[Any, "B T"]
+    weights: Float[Any, "B T"]
+    roles: Int[Any, "B T"]
+    positions: Int[Any, "B T 3"]
+    visual_index: Int[Any, "B T"]
+    valid: Bool[Any, "B T"]
+    patches: UInt8[Any, "B F S P"]
+    grid: Int[Any, "B F 2"]
+    op_position: Int[Any, "B K"]
+    op_id: Int[Any, "B K"]
+    op_valid: Bool[Any, "B K"]
+    box: Float[Any, "B K 4"]
+    box_valid: Bool[Any, "B K"]
+    point: Float[Any, "B K 2"]
+    point_valid: Bool[Any, "B K"]
+    span: Float[Any, "B K 2"]
+    span_valid: Bool[Any, "B K"]
     weighted: int
 
 
 class BatchPlan(Sequence[tuple[Bucket, np.ndarray]]):
     """Which examples make which batch, for every batch of a run.
 
-    An example goes into the first bucket that holds its tokens and frames. Within an epoch each bucket is shuffled and cut
-    into batches: what is left over after the last full batch waits for another epoch's shuffle, except in a bucket with less
-    than one batch, whose examples repeat to fill it. Then the batches of all buckets are shuffled.
+    An example goes into the first bucket that holds its tokens and frames. Within an epoch each bucket is shuffled and
+    cut into batches: what is left over after the last full batch waits for another epoch's shuffle, except in a bucket
+    with less than one batch, whose examples repeat to fill it. Then the batches of all buckets are shuffled.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class BatchSource(Sequence[Batch]):
     def __getitem__(self, index: SupportsIndex) -> Batch:  # type: ignore[override]
         bucket, rows = self._plan[index]
         mine = np.split(rows, self._processes)[self._process]
-        return make_batch(self._source.read(mine), bucket, self._patch_size)
+        return make_batch(self._source.read(mine.tolist()), bucket, self._patch_size)
 
 
 def iterate(source: BatchSource, *, threads: int = 2, prefetch: int = 4) -> grain.DatasetIterator:
@@ -222,7 +224,7 @@ def make_batch(examples: Sequence[EncodedExample], bucket: Bucket, patch_size: i
 
     t, k = bucket.tokens, bucket.calls
     grid = pad("grid", bucket.frames)
-    calls = {n: pad(n, k) for n in ("op_position", "op_id", "box", "box_valid", "point", "point_valid", "span", "span_valid")}
+    heads = ("op_position", "op_id", "box", "box_valid", "point", "point_valid", "span", "span_valid")
     return Batch(
         **{name: pad(name, t) for name in ("ids", "weights", "positions")},
         roles=pad("roles", t).astype(np.int32),
@@ -231,7 +233,7 @@ def make_batch(examples: Sequence[EncodedExample], bucket: Bucket, patch_size: i
         patches=_patches(examples, bucket, patch_size),
         grid=grid,
         op_valid=np.arange(k) < np.array([len(example["op_id"]) for example in examples])[:, None],
-        **calls,
+        **{name: pad(name, k) for name in heads},
         weighted=bucket.weighted,
     )
 

@@ -1,7 +1,7 @@
 """Encoded examples on disk: ArrayRecord files with random access.
 
-An encoded example is what training needs of one trajectory, made once by the renderer that the rollout uses: a dict of the
-arrays in `FIELDS`. T tokens, F frames of H x W pixels, K calls.
+An encoded example is what training needs of one trajectory, made once by the renderer that the rollout uses: a dict of
+the arrays in `FIELDS`. T tokens, F frames of H x W pixels, K calls.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ FIELDS: Mapping[str, tuple[str, tuple[str | int, ...]]] = {
     "positions": ("int32", ("T", 3)),
     # -1 for text; else 0, 1, 2, ... over the visual tokens of all frames in order.
     "visual_index": ("int32", ("T",)),
-    # Temporal pairs of resized RGB frames; frame f fills rows [0, grid[f, 0] * patch) and columns alike, zeros elsewhere.
+    # Temporal pairs of resized RGB frames; frame f fills its grid * patch pixels from the top left, zeros elsewhere.
     "thumbs": ("uint8", ("F", 2, "H", "W", 3)),
     "grid": ("int32", ("F", 2)),
     # Index of a call's last operation token, and what the auxiliary heads should say there, in [0, 1].
@@ -60,13 +60,15 @@ def check_example(example: EncodedExample) -> None:
     lengths: dict[str, int] = {}
     for name, (dtype, shape) in FIELDS.items():
         array = example[name]
-        wanted = tuple(lengths.setdefault(n, m) if isinstance(n, str) else n for n, m in zip(shape, array.shape))  # noqa: B905
+        found = zip(shape, array.shape, strict=False)  # another rank is found below
+        wanted = tuple(lengths.setdefault(size, n) if isinstance(size, str) else size for size, n in found)
         if array.dtype != dtype or array.ndim != len(shape) or array.shape != wanted:
-            raise RecordError(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)} as {lengths}")
+            expected = f"{dtype} {list(shape)} as {lengths}"
+            raise RecordError(f"{name} is {array.dtype} {list(array.shape)}, expected {expected}")
     visual = example["visual_index"][example["visual_index"] >= 0]
     count = int(example["grid"].prod(axis=1).sum()) // MERGE_UNIT
     if not np.array_equal(visual, np.arange(count)):
-        raise RecordError(f"visual_index must count the {count} visual tokens of the grid in order, it has {visual.size}")
+        raise RecordError(f"visual_index must count the {count} visual tokens of the grid in order, not {len(visual)}")
     if example["weights"][:1].any() or (example["weights"] < 0).any():
         raise RecordError("weights must not be negative, and the first is 0: nothing stands before it")
     if ((example["op_position"] < 0) | (example["op_position"] >= lengths["T"])).any():
@@ -168,7 +170,8 @@ class RecordSource(Sequence[dict[str, np.ndarray]]):
         except (OSError, ValueError, RuntimeError) as error:
             raise RecordError(f"cannot read records from {self.path}: {' '.join(str(error).split())}") from error
         if self.sizes.shape != (self._reader.num_records(), len(SIZES)):
-            raise RecordError(f"{self.path} has {self._reader.num_records()} records but an index of {self.sizes.shape}")
+            count = self._reader.num_records()
+            raise RecordError(f"{self.path} has {count} records but an index of {self.sizes.shape}")
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -1,6 +1,7 @@
 """The scenes as a TFDS data set: files and texts in ArrayRecord, which Grain reads by index through `tfds.data_source`.
 
-Building and reading need no tensorflow, because every feature is bytes or text: images stay encoded, records of structure are JSON.
+Building and reading need no tensorflow, because every feature is bytes or text: images stay encoded, records of
+structure are JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pixelis_jax.trajectory.io import example_from_json, example_to_json
 class PixelisScenes(tfds.core.GeneratorBasedBuilder):
     """What `pixelis_jax.data.build` wrote, one record an example.
 
-    Features: `id`, `family`, `question`, `suffix` (of the media's file name), `example` (JSON of an `Example` whose `gold` is its
+    Features: `id`, `family`, `question`, `suffix` (of the media's file name), `example` (JSON of an `Example` whose
+      `gold` is its
     trace, if it has one) as text, and `media`, the bytes of the file.
 
     Args:
@@ -42,7 +44,7 @@ class PixelisScenes(tfds.core.GeneratorBasedBuilder):
         text = tfds.features.Text()
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Questions about synthetic images and clips with known answers, and traces that find them by acting.",
+            description="Questions about synthetic images and clips with known answers, and traces that find them.",
             features=tfds.features.FeaturesDict(
                 {
                     "id": text,

@@ -1,7 +1,8 @@
-"""Oracle traces (CoTA) of synthetic scenes: the chain that a scene plans, its calls really run, some with a mistake first.
+"""Oracle traces (CoTA) of synthetic scenes: the chain that a scene plans, its calls really run, some with a mistake
+first.
 
-Styles: `tools` is the chain itself; `direct` answers at once, for the condition without tools; `trap` begins with a sensible step that
-leads nowhere, `self_correct` with a call that is refused. The wrong step is marked `imitate: false`.
+Styles: `tools` is the chain itself; `direct` answers at once, for the condition without tools; `trap` begins with a
+sensible step that leads nowhere, `self_correct` with a call that is refused. The wrong step is marked `imitate: false`.
 """
 
 from __future__ import annotations
@@ -125,7 +126,11 @@ def oracle_trajectory(
         conclusion = runner.follow(scene, place, before)
         steps = runner.steps
     answer = conclusion.answer
-    final = None if answer is None else Final(raw=f"{conclusion.thought}<answer>{answer}</answer>", thought=conclusion.thought)
+    final = (
+        None
+        if answer is None
+        else Final(raw=f"{conclusion.thought}<answer>{answer}</answer>", thought=conclusion.thought)
+    )
     return Trajectory(
         id=f"{example.id}-{style}",
         example=example.id,
@@ -142,7 +147,8 @@ def oracle_trajectory(
 
 
 Mistake = Callable[[Plan], tuple[ToolCall, str]]
-"""From the first right step: the wrong call to make before it, and what is learnt from it (put before the right thought)."""
+"""From the first right step: the wrong call to make before it, and what is learnt from it (put before the right
+thought)."""
 
 
 class _Runner:
@@ -196,7 +202,9 @@ def _trap(rng: np.random.Generator, scene: Scene, place: Place) -> Mistake:
         if plan.call.name in swapped and rng.random() < 0.5:
             name, lesson = swapped[plan.call.name]
             return ToolCall(name=name, arguments=arguments), lesson
-        boxes = [other.box_px() for other in scene.objects if other is not scene.asked and other.kind == scene.asked.kind]
+        boxes = [
+            other.box_px() for other in scene.objects if other is not scene.asked and other.kind == scene.asked.kind
+        ]
         seen = [box for box in boxes if box is not None]
         arguments["bbox_2d"] = list(place(seen[int(rng.integers(len(seen)))], scene.width, scene.height))
         return ToolCall(name=plan.call.name, arguments=arguments), "Wrong one."
@@ -205,12 +213,15 @@ def _trap(rng: np.random.Generator, scene: Scene, place: Place) -> Mistake:
 
 
 def _bad_call(rng: np.random.Generator) -> Mistake:
-    """A call that its tool refuses: a missing medium, a box inside out, an unknown argument or event, a time behind the end."""
+    """A call that its tool refuses: a missing medium, a box inside out, an unknown argument or event, a time behind the
+    end."""
 
     def mistake(plan: Plan) -> tuple[ToolCall, str]:
         arguments = dict(plan.call.arguments)
         faults = ["media", "unknown"]
-        faults += ["box"] * ("bbox_2d" in arguments) + ["time"] * ("time_s" in arguments) + ["event"] * ("event" in arguments)
+        faults += (
+            ["box"] * ("bbox_2d" in arguments) + ["time"] * ("time_s" in arguments) + ["event"] * ("event" in arguments)
+        )
         fault = faults[int(rng.integers(len(faults)))]
         if fault == "media":
             arguments["media"] = int(rng.integers(2, 5))
@@ -234,4 +245,9 @@ def _source(scene: Scene) -> Source:
 
 @functools.lru_cache(maxsize=8)  # Hashes the weights.
 def _tool_infos(config: ToolsConfig) -> dict[str, ToolInfo]:
-    return {name: ToolInfo(**info) for name, info in config.tool_versions().items()}
+    return {
+        name: ToolInfo(
+            backend=str(info["backend"]), version=str(info["version"]), weights_sha256=info["weights_sha256"]
+        )
+        for name, info in config.tool_versions().items()
+    }

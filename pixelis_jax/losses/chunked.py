@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens without the logits of a whole batch.
 
-The vocabulary of Qwen3-VL has 151,936 entries: logits of a batch would be its largest array by far. Only a weighted position
-needs any, so callers first gather those (`select_weighted`) and then reduce them chunk by chunk (`token_log_probs`); the
-backward pass computes each chunk again instead of keeping it.
+The vocabulary of Qwen3-VL has 151,936 entries: logits of a batch would be its largest array by far. Only a weighted
+position needs any, so callers first gather those (`select_weighted`) and then reduce them chunk by chunk
+(`token_log_probs`); the backward pass computes each chunk again instead of keeping it.
 """
 
 import functools
@@ -22,12 +22,12 @@ class Selected(NamedTuple):
 
     Attributes:
       hidden: hidden states of the positions, zeros where padded.
-      index: their positions in the sequence; `N` (one past the end) where padded.
+      positions: where they stand in the sequence; `N` (one past the end) where padded.
       weights: their weights, 0 where padded.
     """
 
     hidden: Float[Array, "C D"]
-    index: Int[Array, " C"]
+    positions: Int[Array, " C"]
     weights: Float[Array, " C"]
 
 
@@ -47,7 +47,7 @@ def select_weighted(hidden: Float[Array, "N D"], weights: Float[Array, " N"], ca
     chex.assert_equal_shape_prefix([hidden, weights], 1)
     (index,) = jnp.nonzero(weights, size=capacity, fill_value=weights.shape[0])
     gather = functools.partial(jnp.take, indices=index, axis=0, mode="fill", fill_value=0)
-    return Selected(hidden=gather(hidden), index=index, weights=gather(weights))
+    return Selected(hidden=gather(hidden), positions=index, weights=gather(weights))
 
 
 def token_log_probs(

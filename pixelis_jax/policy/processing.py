@@ -336,7 +336,7 @@ def _resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _normalise(rgb: np.ndarray, config: ProcessingConfig) -> np.ndarray:
     # Scaled in float64 and rounded once, then float32: the published order of rounding.
     scaled = (rgb.astype(np.float64) * (1 / 255)).astype(np.float32)
-    return (scaled - np.float32(config.mean)) / np.float32(config.std)
+    return (scaled - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
 
 
 def _patchify(frames: np.ndarray, config: ProcessingConfig) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -17,9 +16,7 @@ from tools_host.media import MediaStore
 RUN_COLOURS = ("#ff3d81", "#0091d6", "#e08a00", "#1a9d57", "#8b5cf6", "#e4572e")
 
 
-def write_report(
-    paths: Sequence[Path], out: Path, *, media_root: Path | None = None, max_traces: int = 200
-) -> str:
+def write_report(paths: Sequence[Path], out: Path, *, media_root: Path | None = None, max_traces: int = 200) -> str:
     """Writes the page, whole or not at all.
 
     Args:
@@ -40,18 +37,27 @@ def write_report(
     traces = [views.view_trace(traced, name, pictures, store) for name, traced in chosen]
     trajectories = [traced.trajectory for run in runs for traced in run.traces]
     charts = curves.charts([run.metrics for run in runs])
-    html = _environment().get_template("report.html").render(
-        runs=runs,
-        run_colours=RUN_COLOURS,
-        figures=_figures(trajectories),
-        charts=charts,
-        chart=curves,
-        tables=[table for run in runs for name, value in run.results.items() for table in tables.tables(name, value)],
-        facts=[table for run in runs for name, value in run.facts.items() for table in tables.tables(f"{run.name} · {name}", value)],
-        pictures=list(pictures),
-        traces=traces,
-        total=len(trajectories),
-        families=sorted({trace.family for trace in traces}),
+    html = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            runs=runs,
+            run_colours=RUN_COLOURS,
+            figures=_figures(trajectories),
+            charts=charts,
+            chart=curves,
+            tables=[table for run in runs for name, value in run.results.items() for table in tables.tables(name, value)],
+            facts=[
+                table
+                for run in runs
+                for name, value in run.facts.items()
+                for table in tables.tables(f"{run.name} · {name}", value)
+            ],
+            pictures=list(pictures),
+            traces=traces,
+            total=len(trajectories),
+            families=sorted({trace.family for trace in traces}),
+        )
     )
     _write(out, html)
     return f"{len(traces)} of {len(trajectories)} trajectories, {len(charts)} curves, {out.stat().st_size / 1e6:.1f} MB"
@@ -100,5 +106,3 @@ def _write(out: Path, html: str) -> None:
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-
-

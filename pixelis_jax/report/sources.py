@@ -63,9 +63,7 @@ def read_source(path: Path, media_root: Path | None = None) -> Run:
         traces=tuple(_read_traces(traces, media_root)),
         metrics=tuple(_read_metrics([shard for shard in shards if shard.name.startswith("metrics-")])),
         results={file.stem: _read_json(file) for file in sorted([*path.glob("results*.json"), *path.glob("results/*.json")])},
-        facts={
-            file.stem: _read_json(file) for file in (path / "config.json", path / "environment.json") if file.is_file()
-        },
+        facts={file.stem: _read_json(file) for file in (path / "config.json", path / "environment.json") if file.is_file()},
     )
     if not (run.traces or run.metrics or run.results):
         raise TrajectoryError(f"{path}: holds no trajectories, metrics or results")

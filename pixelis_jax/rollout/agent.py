@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from pixelis_jax.encoding import Encoder, Thumbnail
+from pixelis_jax.encoding import Encoder, TextTokenizer, Thumbnail
+from pixelis_jax.policy import Qwen3VL
 from pixelis_jax.rollout.engine import BlockResult, CacheFullError, Engine, SlotOptions
 from pixelis_jax.rollout.replay import environment_record
 from pixelis_jax.trajectory import (
@@ -55,10 +56,12 @@ class EpisodeLimits:
 class Request:
     """One episode to run. `seed` and `sample` are all its randomness; greedy when `temperature` is 0.
 
-    `use_tools` False is the no-tools condition: the prompt names no tool and the token that opens a call is banned.
+    `use_tools` False is the no-tools condition: the prompt names no tool and the token that opens a call is banned. `uris` are what
+    the trajectory calls the example's media, by default their paths.
     """
 
     example: Example
+    uris: tuple[str, ...] | None = None
     sample: int = 0
     seed: int = 0
     temperature: float = 0.0
@@ -123,6 +126,7 @@ class Agent:
         self._engine, self._encoder, self._pool, self._tools = engine, encoder, pool, tools
         self._limits = limits or EpisodeLimits()
         self._policy, self._on_step = policy, on_step
+        tools.load()
         self._schemas = tools.schemas()
         self._versions = {name: ToolInfo(**fields) for name, fields in tools.tool_versions().items()}
         self._store = MediaStore(tools.cache_bytes)
@@ -152,7 +156,7 @@ class Agent:
             yield from self._observations(block=not self._engine.busy)
 
     def _open(self, request: Request) -> None:
-        environment = EpisodeEnvironment(request.example.media, self._tools, store=self._store)
+        environment = EpisodeEnvironment(request.example.media, self._tools, uris=request.uris, store=self._store)
         thumbnails: dict[int, Thumbnail] = {}
         for medium in environment.media:
             thumbnails[medium.id] = self._show(environment, medium.id)
@@ -303,7 +307,7 @@ class Agent:
         return Episode(request=request, trajectory=trajectory, tokens=tokens)
 
 
-def make_engine(model, encoder: Encoder, *, slots: int, capacity: int, block: int = 32) -> Engine:  # type: ignore[no-untyped-def]
+def make_engine(model: Qwen3VL, encoder: Encoder, *, slots: int, capacity: int, block: int = 32) -> Engine:
     """An engine whose special tokens are those of the encoder's tokenizer."""
     tokenizer = encoder.tokenizer
     return Engine(
@@ -311,11 +315,16 @@ def make_engine(model, encoder: Encoder, *, slots: int, capacity: int, block: in
         slots=slots,
         capacity=capacity,
         stop_id=tokenizer.id(END_OF_TURN),
-        banned_ids=[tokenizer.id(token) for token in NEVER_SAMPLED],
+        banned_ids=never_sampled_ids(tokenizer),
         tool_open_id=tokenizer.id(CALL_OPEN_TOKEN),
         patch_bucket=encoder.prompt.patch_bucket,
         block=block,
     )
+
+
+def never_sampled_ids(tokenizer: TextTokenizer) -> list[int]:
+    """Ids of vision and padding tokens: they take no probability, in the sampler and in the trainer alike."""
+    return [tokenizer.id(token) for token in NEVER_SAMPLED]
 
 
 def _episode_key(request: Request) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The loop of every phase: batches in, updates, metrics, checkpoints; a run stopped anywhere goes on as if it had not been."""
+"""The loop of every phase. A run that is stopped anywhere goes on as if it had not been."""
 
 import contextlib
 import dataclasses
@@ -170,8 +170,8 @@ def make_update(
         trainable = optax.apply_updates(state.trainable, updates)
         norms = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
         metrics = {**metrics, **{name: clu_metrics.Average.from_model_output(norm) for name, norm in norms.items()}}
-        state = state.replace(
-            step=state.step + 1, params=trainable["params"], heads=trainable["heads"], opt_state=opt_state
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=trainable["params"], heads=trainable["heads"], opt_state=opt_state
         )
         return state, metrics
 
@@ -236,7 +236,7 @@ def _check_finite(metrics: Metrics, step: int) -> None:
     """Keeps a step whose update was not finite out of the checkpoints."""
     loss, norm = (float(jax.device_get(metrics[name].total)) for name in ("loss", "gradient_norm"))
     if not np.isfinite([loss, norm]).all():
-        raise FloatingPointError(f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint is before it")
+        raise FloatingPointError(f"step {step} has loss {loss} and gradient norm {norm}; it is not saved")
 
 
 def _any_process(flag: bool) -> bool:

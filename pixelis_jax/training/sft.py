@@ -30,9 +30,9 @@ def train(
     """Fine-tunes a policy.
 
     Args:
-      config: as `loop.run`, and ``data`` (path of the records), ``buckets`` (``tokens``, ``frames``, ``tokens_per_batch``),
-        ``mesh`` (`sharding.create_mesh`), ``operations`` (number of tools), ``loss`` (``heads_weight``, ``beta``,
-        ``iou_weight``, ``chunk``), ``pixels`` (``mean``, ``std``, of three channels).
+      config: as `loop.run`, and ``data`` (path of the records), ``buckets`` (``tokens``, ``frames``,
+        ``tokens_per_batch``), ``mesh`` (`sharding.create_mesh`), ``operations`` (number of tools), ``loss``
+        (``heads_weight``, ``beta``, ``iou_weight``, ``chunk``), ``pixels`` (``mean``, ``std``, of three channels).
       workdir: the run's directory; a run that was stopped goes on.
       model: the initial policy; left as it is.
       banned_ids: tokens that the sampler never emits; they take no probability here either.
@@ -46,6 +46,7 @@ def train(
       ValueError: an example fits into no bucket.
     """
     mesh = sharding.create_mesh(**config.mesh)
+    banned = np.isin(np.arange(model.config.text.vocab_size), banned_ids)
     key = jax.random.fold_in(jax.random.key(config.seed), _HEADS_STREAM)
     precision = model.precision
     heads = AuxiliaryHeads(
@@ -76,7 +77,7 @@ def train(
             "params": nnx.to_pure_dict(sharding.state_shardings(params, mesh)),
             "heads": nnx.to_pure_dict(sharding.state_shardings(head_params, mesh)),
         },
-        loss=make_loss(graph, heads_graph, config, np.isin(np.arange(model.config.text.vocab_size), banned_ids)),
+        loss=make_loss(graph, heads_graph, config, banned),
         batches=iterate(batches),
     )
     result = loop.run(phase, config, workdir, mesh)
@@ -154,13 +155,13 @@ def imitate(
     select = functools.partial(losses.select_weighted, capacity=batch.weighted)
     selected = jax.vmap(select)(hidden[:, :-1], batch.weights[:, 1:])
     # Padded slots point past the end; clamped, they read some token, which then weighs nothing.
-    index = jnp.minimum(selected.index + 1, batch.ids.shape[1] - 1)
+    index = jnp.minimum(selected.positions + 1, batch.ids.shape[1] - 1)
     targets, roles = (jnp.take_along_axis(array, index, axis=1).ravel() for array in (batch.ids, batch.roles))
     log_probs = losses.token_log_probs(
         selected.hidden.reshape(-1, hidden.shape[-1]),
         model.unembedding_matrix(),
         targets,
-        banned=banned,
+        banned=jnp.asarray(banned),
         chunk=chunk,
     )
     weights = selected.weights.ravel()

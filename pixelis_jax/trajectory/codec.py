@@ -121,8 +121,7 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any,
         return tuple(from_json(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
     _expect(len(value) == len(arguments), value, path, f"an array of {len(arguments)}")
     return tuple(
-        from_json(argument, item, f"{path}[{index}]")
-        for index, (argument, item) in enumerate(zip(arguments, value, strict=True))
+        from_json(argument, item, f"{path}[{index}]") for index, (argument, item) in enumerate(zip(arguments, value, strict=True))
     )
 
 

@@ -111,9 +111,7 @@ def is_valid(step: Step) -> bool:
     return step.call is not None and step.observation.ok and step.observation.error is None
 
 
-def is_repeat(
-    call: ToolCall, earlier: Iterable[ToolCall], media: Sequence[Media], regions: Mapping[int, Region]
-) -> bool:
+def is_repeat(call: ToolCall, earlier: Iterable[ToolCall], media: Sequence[Media], regions: Mapping[int, Region]) -> bool:
     """Whether a call does again what any earlier one did: same tool, same place, other arguments equal.
 
     Args:

@@ -25,7 +25,10 @@ VERIFIERS.register("time")(numeric.time)
 
 
 def extract_answer(raw: str) -> str | None:
-    """The answer of a last turn: the text in `<answer>...</answer>`, else the whole turn; None if the turn holds a call."""
+    """The answer of a last turn: the text in `<answer>...</answer>`, else the whole turn.
+
+    None if the turn holds a call.
+    """
     return parse_turn(raw).answer
 
 

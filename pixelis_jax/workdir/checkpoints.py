@@ -23,7 +23,7 @@ class Checkpoints:
           path: the directory of the checkpoints, absolute; made if it does not exist.
           keep: number of the latest checkpoints to keep; None keeps all.
         """
-        # Saved before `save` returns: the arrays are donated to the next step, and on CPU a copy to the host is no copy.
+        # Saved before `save` returns: the next step gets the arrays donated, and on CPU a copy to the host is no copy.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
         )

@@ -17,8 +17,8 @@ class MetricsWriter:
     """Writes the scalars of one process.
 
     Object stores cannot append, so rows wait in memory until `flush` closes them into a shard
-    ``metrics-<process>-<n>.jsonl``. A row is ``{"step": ..., "time": seconds since the epoch, name: number, ...}``; a number
-    that is not finite is written as the string ``nan``, ``inf`` or ``-inf``.
+    ``metrics-<process>-<n>.jsonl``. A row is ``{"step": ..., "time": seconds since the epoch, name: number, ...}``; a
+    number that is not finite is written as the string ``nan``, ``inf`` or ``-inf``.
     """
 
     def __init__(self, path: epath.PathLike, *, process: int, flush_rows: int = 100):

@@ -69,7 +69,9 @@ class Workdir:
         if path.is_dir() and (path / _CONFIG).exists():
             _check_same(path, _read_json(path / _CONFIG), config, may_differ)
             return cls(path)
-        if path.is_dir() and any(not item.name.startswith(".") and item.name != _ENVIRONMENT for item in path.iterdir()):
+        # What an interrupted creation left (environment.json, a temporary file) is no obstacle.
+        left = [item.name for item in path.iterdir()] if path.is_dir() else []
+        if any(not name.startswith(".") and name != _ENVIRONMENT for name in left):
             raise WorkdirError(f"{path} holds files but no {_CONFIG}: not a work directory; give a new or empty one")
         if jax.process_index() == 0:
             path.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,7 @@ def test_every_command_explains_itself(run, command):
         (["convert", "/no/such/place", "x", "--to=hf"], "not a directory"),
         (["convert", str(GOLDEN), "x", "--to=orbax"], "config.json"),
         (["bench", "nothing"], "invalid choice"),
+        (["bench", "tools", "--scenes=0"], "--scenes"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, tmp_path, monkeypatch, arguments, words):
@@ -172,8 +173,15 @@ def test_convert_there_and_back_changes_no_byte(run, tmp_path):
 
 @pytest.mark.slow
 def test_bench_prints_ratios_and_writes_the_figures(run, tmp_path):
-    status, out, _ = run("bench", "tools", "--calls=3", f"--json={tmp_path / 'b.json'}")
+    status, out, _ = run("bench", "tools", "--scenes=1", f"--json={tmp_path / 'b.json'}")
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
-    assert status == 0 and [row["tool"] for row in rows][-1] == "all" and len(rows) == 7
-    assert all(row["median_interval_ms"][0] <= row["median_ms"] <= row["median_interval_ms"][1] for row in rows)
-    assert "P95/budget" in out
+    assert status == 0 and {"zoom", "segment", "track", "ocr", "localize", "properties"} <= {row["tool"] for row in rows}
+    assert all(row["right_interval"][0] <= row["right"] <= row["right_interval"][1] + 1e-4 for row in rows)
+    assert all(row["median_ratio"] == pytest.approx(row["median_ms"] / 30, abs=1e-3) for row in rows) and "/budget" in out
+
+
+def test_the_interval_of_a_share_by_hand():
+    from pixelis_jax.commands.bench import wilson
+
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)

@@ -11,8 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelis_jax.data.scenes import FAMILIES, FPS, SPLITS, generate, relative, split_digest
-from pixelis_jax.data.scenes import draw, fonts, layout, palette, randomness
+from pixelis_jax.data.scenes import (
+    FAMILIES,
+    FPS,
+    SPLITS,
+    draw,
+    fonts,
+    generate,
+    layout,
+    palette,
+    randomness,
+    relative,
+    split_digest,
+)
 from pixelis_jax.data.scenes.backgrounds import PHOTOGRAPHS, SHIFTED_PHOTOGRAPHS, SHIFTED_TEXTURES, TEXTURES
 from tools_host.registry import UnknownNameError
 
@@ -65,7 +76,9 @@ def test_wordings(family):
     assert len(set(wordings)) == len(wordings) >= 12 and len(entry.held_out) >= 2
     assert all(len(wording.split()) <= 14 for wording in wordings)
     # What is held out is a new order of known words.
-    known = set(" ".join(entry.wordings).lower().replace("?", "").replace(".", "").replace(",", "").replace(":", "").split())
+    known = set(
+        " ".join(entry.wordings).lower().replace("?", "").replace(".", "").replace(",", "").replace(":", "").split()
+    )
     for wording in entry.held_out:
         words = wording.lower().replace("?", "").replace(".", "").replace(",", "").replace(":", "").split()
         assert len(set(words) - known) <= 3
@@ -89,7 +102,8 @@ def test_at_least_three_distractors_of_the_asked_kind(family):
         like = [
             other for other in scene.objects
             if other is not scene.asked and other.kind == scene.asked.kind
-            and (other.text is None) == (scene.asked.text is None) and (other.shape is None) == (scene.asked.shape is None)
+            and (other.text is None) == (scene.asked.text is None) and (other.shape is None) == (scene.asked.shape is
+            None)
         ]  # fmt: skip
         assert len(like) >= 3
 
@@ -103,7 +117,7 @@ def test_no_distractor_carries_the_answer(family):
         assert scene.answer not in scene.question
 
 
-@given(st.text(alphabet=randomness.ALPHABET, min_size=4, max_size=5))
+@given(st.text(alphabet=randomness.ALPHABET, min_size=4, max_size=4))
 def test_a_string_belongs_to_one_split(string):
     assert randomness.split_of(string) in SPLITS
 
@@ -117,7 +131,7 @@ def test_strings_come_from_their_own_split(split):
 
 
 def test_answers_are_close_to_equiprobable():
-    """The draws behind the answers, with neither pixels nor files: no answer more often than 1.35 times its share."""
+    """The draws behind the answers, with neither pixels nor files: no answer far more often than its share."""
     shapes = collections.Counter(generate("shape", "train", index).answer for index in range(240))
     assert set(shapes) == set(draw.SHAPES) and max(shapes.values()) < 1.6 * 240 / len(draw.SHAPES)
     angles = collections.Counter(generate("angle", "train", index).answer for index in range(240))
@@ -227,7 +241,7 @@ def test_the_cards_of_follow_read_look_alike_until_the_end():
             x1, y1, x2, y2 = (int(side) for side in thing.box_px(at))
             crops.append(scene.pixels[at, y1 + 8 : y2 - 8, x1 + 8 : x2 - 8].astype(int))
         differences = [np.abs(crop - crops[0]).max() for crop in crops[1:]]
-        assert (max(differences) == 0) is alike
+        assert bool(max(differences) == 0) is alike
 
 
 def test_shift_has_other_fonts_and_backgrounds():

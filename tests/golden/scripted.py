@@ -1,6 +1,7 @@
 """The golden traces: small media drawn by code, and turns written by hand that call every tool on them.
 
-`python -m tests.golden.scripted` writes `trace.jsonl` and its media anew into this directory. Do that when a tool's version changes on purpose.
+`python -m tests.golden.scripted` writes `trace.jsonl` and its media anew into this directory. Do that when a tool's
+version changes on purpose.
 """
 
 from __future__ import annotations
@@ -139,7 +140,15 @@ def golden_trajectories(directory: Path, pool: ToolPool, config: ToolsConfig) ->
     """Both episodes, on the media in `directory`."""
     image, clip = directory / "scene.png", directory / "clip.mp4"
     return [
-        run_script("image", "What is written on the card?", image, IMAGE_TURNS, "It says so. <answer>HK3V9</answer>", pool, config),
+        run_script(
+            "image",
+            "What is written on the card?",
+            image,
+            IMAGE_TURNS,
+            "It says so. <answer>HK3V9</answer>",
+            pool,
+            config,
+        ),
         run_script("clip", "Where does the disc end up in <media 1>?", clip, CLIP_TURNS, "<answer>right</answer>", pool, config),
     ]
 

@@ -13,7 +13,6 @@ from pixelis_jax.trajectory import (
     read_trajectories,
     trajectory_from_json,
     trajectory_to_json,
-    write_trajectories,
 )
 from tools_host.config import ToolsConfig
 from tools_host.media import MediaError
@@ -201,13 +200,22 @@ def test_wording_settings_travel_with_the_trace(fresh):
         (0.9, 0.95, False),
         ("region 1 [10, 20, 30, 40]", "region 1 [11, 20, 29, 40]", True),
         ("region 1: red", "region 1: blue", False),
+        ('region 1: "HK 39"', 'region 1: "HK 38"', False),
+        ("read HK39", "read HK38", False),
+        ("area 100 px", "area 100 px and more", False),
         (None, 0.0, False),
         ("a", "b", False),
     ],
 )
 def test_the_numeric_tolerance_forgives_numbers_and_no_words(recorded, replayed, same):
-    assert (not list(compare("x.bbox_2d[0]", recorded, replayed, "numeric"))) is same
+    where = "steps[0].observation.text" if isinstance(recorded, str) else "x.bbox_2d[0]"
+    assert (not list(compare(where, recorded, replayed, "numeric"))) is same
     assert list(compare("x", recorded, replayed, "exact")) != []
+
+
+def test_what_a_tool_read_is_a_word_even_if_it_is_a_number():
+    assert list(compare("steps[0].observation.regions[0].text", "120", "121", "numeric"))
+    assert list(compare("steps[0].observation.data.text", "HK3V9", "HK3V8", "numeric"))
 
 
 def test_the_numeric_tolerance_forgives_no_ids_and_judges_masks_by_overlap(fresh):

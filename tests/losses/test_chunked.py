@@ -114,7 +114,7 @@ def test_select_weighted(jit: bool) -> None:
     hidden = jnp.arange(10.0).reshape(5, 2)
     select = functools.partial(losses.select_weighted, capacity=4)
     selected = (jax.jit(select) if jit else select)(hidden, jnp.array([0.0, 2.0, 0.0, 1.0, 3.0]))
-    np.testing.assert_array_equal(selected.index, [1, 3, 4, 5])
+    np.testing.assert_array_equal(selected.positions, [1, 3, 4, 5])
     np.testing.assert_array_equal(selected.weights, [2.0, 1.0, 3.0, 0.0])
     np.testing.assert_array_equal(selected.hidden, [[2, 3], [6, 7], [8, 9], [0, 0]])
 
@@ -128,7 +128,7 @@ def test_loss_over_selected_positions_has_the_gradients_of_all_positions() -> No
 
     def selected_positions(h):
         chosen = losses.select_weighted(h, weights, capacity=8)
-        picked = jnp.asarray(targets)[jnp.minimum(chosen.index, len(targets) - 1)]
+        picked = jnp.asarray(targets)[jnp.minimum(chosen.positions, len(targets) - 1)]
         log_probs = losses.token_log_probs(chosen.hidden, unembedding, picked, banned=banned, chunk=4)
         return losses.imitation_loss(log_probs, chosen.weights)
 

@@ -66,7 +66,8 @@ def test_losses_of_one_call(jit: bool) -> None:
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_mean_over_the_heads_that_apply(jit: bool) -> None:
-    values = {"box": jnp.array([1.0, 3.0, 99.0]), "span": jnp.array([5.0, 7.0, 9.0]), "point": jnp.array([6.0, 8.0, 8.0])}
+    numbers = {"box": [1.0, 3.0, 99.0], "span": [5.0, 7.0, 9.0], "point": [6.0, 8.0, 8.0]}
+    values = {name: jnp.array(values) for name, values in numbers.items()}
     valid = {
         "box": jnp.array([True, True, False]),
         "span": jnp.array([False, False, False]),
@@ -90,8 +91,9 @@ def test_wrong_shapes_are_refused() -> None:
 
 def test_gradients() -> None:
     predicted, target = jnp.array([0.21, 0.33, 0.62, 0.74]), jnp.array([0.1, 0.2, 0.5, 0.7])
-    check_grads(jax.jit(lambda p: losses.box_loss(p, target)), (predicted,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
-    check_grads(jax.jit(lambda p: losses.span_loss(p, target[1:3])), (predicted[1:3],), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    check = functools.partial(check_grads, order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    check(jax.jit(lambda p: losses.box_loss(p, target)), (predicted,))
+    check(jax.jit(lambda p: losses.span_loss(p, target[1:3])), (predicted[1:3],))
 
 
 def test_empty_and_backward_boxes_have_finite_gradients() -> None:

@@ -29,8 +29,10 @@ def workdir(tmp_path):
         shutil.copy(GOLDEN / name, directory / "trajectories")
     shutil.copy(GOLDEN / "trace.jsonl", directory / "trajectories" / "eval-0-0.jsonl")
     (directory / "metrics-0-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (directory / "results.json").write_text(json.dumps({"table": {"base": {"accuracy": 0.125}, "tools": {"accuracy": 0.875}}, "items": [1] * 500}))
-    (directory / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": 0.0015}}))
+    (directory / "results.json").write_text(
+        json.dumps({"table": {"base": {"accuracy": 0.125}, "tools": {"accuracy": 0.875}}, "items": [1] * 500})
+    )
+    (directory / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": 0.002}}))
     return directory
 
 
@@ -45,11 +47,21 @@ def test_the_page_is_whole_and_needs_nothing_else(workdir):
     page = out.read_text()
     parser = html.parser.HTMLParser()
     addresses: list[str] = []
-    parser.handle_starttag = lambda tag, attributes: addresses.extend(v for k, v in attributes if k in ("src", "href", "srcset") and v)
+    parser.handle_starttag = lambda tag, attributes: addresses.extend(
+        v for k, v in attributes if k in ("src", "href", "srcset") and v
+    )
     parser.feed(page)
     assert addresses and all(address.startswith(("data:image/webp;base64,", "#p")) for address in addresses)
     assert "default-src 'none'" in page and "<link" not in page and "@import" not in page and "url(" not in page
-    for text in ("What is written on the card?", "HK3V9", "bad_box", "starts middle left", "0.875", "kl/probe", "0.001"):
+    for text in (
+        "What is written on the card?",
+        "HK3V9",
+        "bad_box",
+        "starts middle left",
+        "0.875",
+        "kl/probe",
+        "0.002",
+    ):
         assert text in page
     used, held = set(re.findall(r'<use href="#(p\d+)"', page)), set(re.findall(r'<image id="(p\d+)"', page))
     assert used == held
@@ -152,7 +164,12 @@ def test_curves_lie_inside_their_chart_and_survive_odd_values():
 
 
 def test_tables_of_any_nesting():
-    value = {"seed": 0, "table": {"a": {"x": 0.5, "ci": [0.4, 0.6]}, "b": {"x": 1, "ci": None}}, "items": [{"i": i} for i in range(101)], "few": [{"k": True}]}
+    value = {
+        "seed": 0,
+        "table": {"a": {"x": 0.5, "ci": [0.4, 0.6]}, "b": {"x": 1, "ci": None}},
+        "items": [{"i": i} for i in range(101)],
+        "few": [{"k": True}],
+    }
     made = {table.title: table for table in tables.tables("r", value)}
     assert set(made) == {"r", "r · table", "r · few"} and made["r"].rows == (("seed", "0"),)
     rows = made["r · table"]

@@ -1,5 +1,6 @@
 """One training step of the tiny policy on several meshes; run in a process of its own with 8 forced host devices."""
 
+import dataclasses
 import json
 
 import jax
@@ -36,6 +37,7 @@ def _loss(model: policy.Qwen3VL, batch: dict[str, jax.Array]) -> jax.Array:
 
 def _step(mesh: jax.sharding.Mesh | None) -> tuple[float, dict[str, np.ndarray], int]:
     config = policy.tiny(vocab_size=96)
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_hidden_layers=2))
     model = policy.Qwen3VL(config, rngs=nnx.Rngs(0))
     batch = _inputs(config)
     if mesh is not None:
@@ -51,11 +53,14 @@ def _step(mesh: jax.sharding.Mesh | None) -> tuple[float, dict[str, np.ndarray],
 def main() -> None:
     """Prints one JSON line a mesh: largest differences to one device, and how many parameters are split."""
     loss, gradients, _ = _step(None)
-    for shape in ({"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2}):
+    for shape in ({"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
         sharded_loss, sharded, split = _step(sharding.create_mesh(**shape))
         assert gradients.keys() == sharded.keys()
         difference = max(float(np.abs(gradients[path] - sharded[path]).max()) for path in gradients)
-        print(json.dumps({"mesh": shape, "loss": abs(loss - sharded_loss), "gradients": difference, "split": split}))
+        print(
+            json.dumps({"mesh": shape, "loss": abs(loss - sharded_loss), "gradients": difference, "split": split}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def card(image: np.ndarray, text: str, corner: tuple[int, int], scale: float = 1
 
 
 def moving_disc(path: Path) -> str:
-    """Six seconds: a red disc rests at (60, 260) until 1.0 s, moves to (260, 60) until 4.0 s and rests; three yellow ones rest."""
+    """Six seconds: a red disc rests at (60, 260) until 1.0 s, moves to (260, 60) until 4.0 s and stays."""
     scene = photo(3)
     for corner in ((60, 60), (160, 250), (270, 270)):
         paint(scene, polygon("circle", corner, 16, 0), YELLOW)

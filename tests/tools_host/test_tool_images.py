@@ -23,7 +23,7 @@ def pool():
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, np.ndarray]]:
-    """500 x 500, so that a pixel is two units: a green bar at 45 degrees, a red star right of it, a card, and an empty corner."""
+    """A pixel is two units: a green bar at 45 degrees, a red star right of it, a card, and an empty corner."""
     image = photo(1, 500)
     image[350:, :200] = 120
     masks = {
@@ -103,7 +103,9 @@ def test_properties_with_other(run) -> None:
     seen = run("properties", region=1, other=2)
     assert seen.data["relation"] == "left of"
     assert seen.data["distance_px"] == pytest.approx(200, abs=5)
-    assert run("properties", region=2, other=1).data["size_ratio"] == pytest.approx(1 / seen.data["size_ratio"], rel=0.01)
+    assert run("properties", region=2, other=1).data["size_ratio"] == pytest.approx(
+        1 / seen.data["size_ratio"], rel=0.01
+    )
 
 
 def test_region_stands_in_for_a_box(run) -> None:

@@ -133,9 +133,19 @@ def positional_backend(backend: object) -> ToolOutput:
     ...
 
 
+def unknown_name(word: "Word") -> ToolOutput:  # type: ignore[name-defined]  # noqa: F821
+    """Does.
+
+    Args:
+      word: A word.
+    """
+    ...
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (unknown_name, "name 'Word' is not defined; import it outside"),
         (no_docstring, "needs a docstring"),
         (no_annotation, "parameter 'media' of tool 'no_annotation' needs a type annotation"),
         (no_line, "parameter 'time_s' of tool 'no_line' needs a line under 'Args:'"),

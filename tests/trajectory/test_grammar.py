@@ -79,7 +79,7 @@ def test_a_second_call_stops_both():
 
 
 def test_tags_inside_a_string_are_text():
-    call = ToolCall(name="ocr", arguments={"label": "</tool_call><tool_call>\\\""})
+    call = ToolCall(name="ocr", arguments={"label": '</tool_call><tool_call>\\"'})
     assert parse_turn(format_call(call)).call == call
 
 
@@ -99,9 +99,27 @@ def test_a_malformed_call_is_argument_because_the_policy_chose_it():
 
 
 def test_a_token_takes_the_role_of_its_first_byte_that_is_not_format():
-    vocabulary = [b"I ", b"look <tool", b'_call>{"name":"zo', b'om","arguments":{"media"', b":1", b"}}", b"</tool_call>", b"<|im_end|>"]
+    vocabulary = [
+        b"I ",
+        b"look <tool",
+        b'_call>{"name":"zo',
+        b'om","arguments":{"media"',
+        b":1",
+        b"}}",
+        b"</tool_call>",
+        b"<|im_end|>",
+    ]
     roles = roles_of(np.arange(8), vocabulary)
-    expected = [Role.THOUGHT, Role.THOUGHT, Role.OPERATION, Role.OPERATION, Role.ARGUMENT, Role.FORMAT, Role.FORMAT, Role.FORMAT]
+    expected = [
+        Role.THOUGHT,
+        Role.THOUGHT,
+        Role.OPERATION,
+        Role.OPERATION,
+        Role.ARGUMENT,
+        Role.FORMAT,
+        Role.FORMAT,
+        Role.FORMAT,
+    ]
     assert roles.tolist() == expected and roles.dtype == np.int8
 
 

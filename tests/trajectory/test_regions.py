@@ -27,11 +27,30 @@ from pixelis_jax.trajectory import (
 from tools_host.protocol import Media, Observation, Parent, Region, ToolCall, ToolError
 
 IMAGE = Media(id=1, kind="image", uri="a.png", sha256="", width=1000, height=500)
-CROP = Media(id=2, kind="image", uri=None, sha256="", width=200, height=100, parent=Parent(media=1, step=0, bbox_2d=(100, 200, 300, 400), time_s=None, kind="crop"))
+CROP = Media(
+    id=2,
+    kind="image",
+    uri=None,
+    sha256="",
+    width=200,
+    height=100,
+    parent=Parent(media=1, step=0, bbox_2d=(100, 200, 300, 400), time_s=None, kind="crop"),
+)
 CLIP = Media(id=3, kind="video", uri="a.mp4", sha256="", width=100, height=100, duration_s=10.0, fps=10.0)
-FRAME = Media(id=4, kind="image", uri=None, sha256="", width=50, height=100, parent=Parent(media=3, step=1, bbox_2d=(500, 0, 1000, 1000), time_s=4.0, kind="frame"))
+FRAME = Media(
+    id=4,
+    kind="image",
+    uri=None,
+    sha256="",
+    width=50,
+    height=100,
+    parent=Parent(media=3, step=1, bbox_2d=(500, 0, 1000, 1000), time_s=4.0, kind="frame"),
+)
 MEDIA = (IMAGE, CROP, CLIP, FRAME)
-REGIONS = {1: Region(id=1, media=2, bbox_2d=(0, 0, 500, 1000)), 2: Region(id=2, media=3, bbox_2d=(0, 0, 100, 100), time_s=2.0)}
+REGIONS = {
+    1: Region(id=1, media=2, bbox_2d=(0, 0, 500, 1000)),
+    2: Region(id=2, media=3, bbox_2d=(0, 0, 100, 100), time_s=2.0),
+}
 
 
 def call(name="zoom", **arguments):
@@ -44,7 +63,17 @@ def step(tool_call, ok=True, **observation):
 
 
 def trajectory(*steps, answer="x", media=MEDIA):
-    return Trajectory(id="t", example="e", question="?", media=media, steps=steps, final=None, answer=answer, stopped="answer", source=Source(dataset="d"))
+    return Trajectory(
+        id="t",
+        example="e",
+        question="?",
+        media=media,
+        steps=steps,
+        final=None,
+        answer=answer,
+        stopped="answer",
+        source=Source(dataset="d"),
+    )
 
 
 def test_overlaps_by_hand():
@@ -63,13 +92,30 @@ def test_places_are_in_pixels_of_the_root():
     assert call_place(call("properties", region=1), MEDIA, REGIONS) == Place(root=1, box_px=(100, 100, 200, 200))
     assert call_place(call("ocr", media=4), MEDIA, {}) == Place(root=3, box_px=(50, 0, 100, 100), interval_s=(3.75, 4.25))
     assert call_place(call("ocr", region=2), MEDIA, REGIONS) == Place(root=3, box_px=(0, 0, 10, 10), interval_s=(1.75, 2.25))
-    assert call_place(call("track", media=3, bbox_2d=[0, 0, 500, 500], time_s=2), MEDIA, {}) == Place(root=3, box_px=(0, 0, 50, 50), interval_s=(2.0, 10.0))
-    assert call_place(call("localize", media=3, event="motion"), MEDIA, {}) == Place(root=3, box_px=(0, 0, 100, 100), interval_s=(0.0, 10.0))
+    assert call_place(call("track", media=3, bbox_2d=[0, 0, 500, 500], time_s=2), MEDIA, {}) == Place(
+        root=3, box_px=(0, 0, 50, 50), interval_s=(2.0, 10.0)
+    )
+    assert call_place(call("localize", media=3, event="motion"), MEDIA, {}) == Place(
+        root=3, box_px=(0, 0, 100, 100), interval_s=(0.0, 10.0)
+    )
     assert call_place(call("segment", media=1, point_2d=[500, 500]), MEDIA, {}) == Place(root=1, box_px=(475, 237, 525, 263))
-    assert call_place(call("image_zoom_in_tool", img_idx=1, bbox_2d=[0, 0, 1000, 1000]), MEDIA, {}) == Place(root=1, box_px=(100, 100, 300, 200))
+    assert call_place(call("image_zoom_in_tool", img_idx=1, bbox_2d=[0, 0, 1000, 1000]), MEDIA, {}) == Place(
+        root=1, box_px=(100, 100, 300, 200)
+    )
 
 
-@pytest.mark.parametrize("arguments", [{"media": 9}, {"media": "1"}, {"region": 9}, {"bbox_2d": [1, 2]}, {"bbox_2d": "x"}, {"bbox_2d": None}, {"media": None}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"media": 9},
+        {"media": "1"},
+        {"region": 9},
+        {"bbox_2d": [1, 2]},
+        {"bbox_2d": "x"},
+        {"bbox_2d": None},
+        {"media": None},
+    ],
+)
 def test_arguments_that_name_no_place(arguments):
     assert call_place(call(**arguments), MEDIA, REGIONS) is None
 
@@ -117,15 +163,29 @@ def test_a_loop_a_b_a_b_repeats_twice():
 
 def test_rapr_and_racpr_by_hand():
     found = Region(id=1, media=1, bbox_2d=(0, 0, 100, 100))
-    chained = trajectory(step(call("segment", media=1, bbox_2d=[0, 0, 200, 200]), regions=(found,)), step(call("properties", region=1)))
+    chained = trajectory(
+        step(call("segment", media=1, bbox_2d=[0, 0, 200, 200]), regions=(found,)), step(call("properties", region=1))
+    )
     by_medium = trajectory(step(call(media=1, bbox_2d=[100, 200, 300, 400]), media=(2,)), step(call("ocr", media=2)))
     side_by_side = trajectory(step(call(media=1, bbox_2d=[0, 0, 100, 100])), step(call("ocr", media=1)))
-    one_tool = trajectory(step(call(media=1, bbox_2d=[100, 200, 300, 400]), media=(2,)), step(call(media=2, bbox_2d=[0, 0, 100, 100])))
+    one_tool = trajectory(
+        step(call(media=1, bbox_2d=[100, 200, 300, 400]), media=(2,)), step(call(media=2, bbox_2d=[0, 0, 100, 100]))
+    )
     failed = trajectory(step(call(), ok=False))
     looped = trajectory(*chained.steps, chained.steps[1])
     silent = trajectory(*chained.steps, answer=None)
-    backwards = trajectory(step(call("properties", region=1)), step(call("segment", media=1, bbox_2d=[0, 0, 200, 200]), regions=(found,)))
-    assert [is_chained(item) for item in (chained, by_medium, side_by_side, one_tool, failed, looped, backwards)] == [True, True, False, False, False, False, False]
+    backwards = trajectory(
+        step(call("properties", region=1)), step(call("segment", media=1, bbox_2d=[0, 0, 200, 200]), regions=(found,))
+    )
+    assert [is_chained(item) for item in (chained, by_medium, side_by_side, one_tool, failed, looped, backwards)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert has_valid_call(chained) and not has_valid_call(failed)
     everything = [chained, side_by_side, failed, trajectory(), silent]
     assert rapr(everything) == 0.5 and racpr(everything) == 0.25

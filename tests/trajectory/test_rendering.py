@@ -25,14 +25,37 @@ from tools_host.protocol import Media, Observation, Parent, Shown
 
 SPECIAL = re.compile(r"<\|[a-z_]+\|>")
 VISION = types.SimpleNamespace(image_token_id=300, video_token_id=301, vision_start_token_id=302, vision_end_token_id=303)
-NAMES = {"<|im_start|>": 304, "<|im_end|>": 305, "<|image_pad|>": 300, "<|video_pad|>": 301, "<|vision_start|>": 302, "<|vision_end|>": 303}
+NAMES = {
+    "<|im_start|>": 304,
+    "<|im_end|>": 305,
+    "<|image_pad|>": 300,
+    "<|video_pad|>": 301,
+    "<|vision_start|>": 302,
+    "<|vision_end|>": 303,
+}
 BYTES = {**{value: bytes([value]) for value in range(256)}, **{value: name.encode() for name, value in NAMES.items()}}
 SCHEMAS = [{"type": "function", "function": {"name": name, "description": "…"}} for name in ("zoom", "ocr")]
 
 IMAGE = Media(id=1, kind="image", uri="a.png", sha256="", width=64, height=48, shown=Shown(grid=(1, 6, 8)))
-CLIP = Media(id=2, kind="video", uri="b.mp4", sha256="", width=64, height=48, duration_s=3.0, fps=2.0, shown=Shown(grid=(2, 4, 4), times_s=(0.25, 2.75)))
+CLIP = Media(
+    id=2,
+    kind="video",
+    uri="b.mp4",
+    sha256="",
+    width=64,
+    height=48,
+    duration_s=3.0,
+    fps=2.0,
+    shown=Shown(grid=(2, 4, 4), times_s=(0.25, 2.75)),
+)
 CROP = Media(
-    id=3, kind="image", uri=None, sha256="", width=8, height=8, shown=Shown(grid=(1, 2, 4)),
+    id=3,
+    kind="image",
+    uri=None,
+    sha256="",
+    width=8,
+    height=8,
+    shown=Shown(grid=(1, 2, 4)),
     parent=Parent(media=1, step=0, bbox_2d=(0, 0, 100, 100), time_s=None, kind="crop"),
 )
 
@@ -56,7 +79,13 @@ def trajectory() -> Trajectory:
     raw = 'Look. <tool_call>{"name":"zoom","arguments":{"media":1}}</tool_call>'
     wrong = Observation(ok=False, text="error bad_json: no")
     return Trajectory(
-        id="t", example="e", question="What is it?", media=(IMAGE, CLIP, CROP), answer="red", stopped="answer", source=Source(dataset="d"),
+        id="t",
+        example="e",
+        question="What is it?",
+        media=(IMAGE, CLIP, CROP),
+        answer="red",
+        stopped="answer",
+        source=Source(dataset="d"),
         steps=(
             Step(raw=raw, thought="Look.", call=parse_turn(raw).call, observation=observation),
             Step(raw="<tool_call>", thought="", call=None, observation=wrong, imitate=False),
@@ -77,11 +106,16 @@ def test_the_published_chat_format():
 def test_bare_names_and_no_tools():
     named = plain(render_prompt("Q?", [], tools="names", schemas=SCHEMAS))
     assert named == "<|im_start|>system\ntools: zoom ocr<|im_end|>\n<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
-    assert plain(render_prompt("Q?", [], tools="none", schemas=SCHEMAS)) == "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        plain(render_prompt("Q?", [], tools="none", schemas=SCHEMAS)) == "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_the_compact_style_spends_few_characters_on_markup():
-    assert plain(render_prompt("Q?", [IMAGE], tools="names", schemas=SCHEMAS, style="compact")) == "<|im_start|>tools: zoom ocr\nmedia 1: ▣\nQ?<|im_end|>"
+    assert (
+        plain(render_prompt("Q?", [IMAGE], tools="names", schemas=SCHEMAS, style="compact"))
+        == "<|im_start|>tools: zoom ocr\nmedia 1: ▣\nQ?<|im_end|>"
+    )
     assert plain(render_observation(Observation(ok=True, text="x"), [], style="compact")) == "<tool_response>x</tool_response>"
 
 
@@ -122,7 +156,12 @@ def test_supervised_and_incremental_rendering_give_equal_ids(style):
 
 def test_pads_roles_and_turns_of_a_whole_trajectory():
     tokens = tokenize(render_trajectory(trajectory(), tools="none", style="compact"), encode, BYTES, VISION)
-    assert [(end - start, media, frame) for start, end, media, frame in tokens.media_spans] == [(12, 1, 0), (4, 2, 0), (4, 2, 1), (2, 3, 0)]
+    assert [(end - start, media, frame) for start, end, media, frame in tokens.media_spans] == [
+        (12, 1, 0),
+        (4, 2, 0),
+        (4, 2, 1),
+        (2, 3, 0),
+    ]
     for start, end, media, _ in tokens.media_spans:
         assert set(tokens.ids[start:end]) == {301 if media == 2 else 300}
         assert (tokens.ids[start - 1], tokens.ids[end]) == (302, 303)

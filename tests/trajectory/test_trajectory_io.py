@@ -31,19 +31,31 @@ SCHEMA = json.loads((Path(package.__file__).parent / "schema.json").read_text())
 
 MUTATIONS = {
     "an unknown field": (lambda value: value.update(colour="red"), "colour: unknown field"),
-    "an unknown field deep down": (lambda value: value["steps"][1]["observation"]["regions"][0].update(x=1), "steps[1].observation.regions[0].x: unknown field"),
+    "an unknown field deep down": (
+        lambda value: value["steps"][1]["observation"]["regions"][0].update(x=1),
+        "steps[1].observation.regions[0].x: unknown field",
+    ),
     "a future schema": (lambda value: value.update(schema="pixelis.trajectory/2"), "pixelis.trajectory/2"),
     "no schema": (lambda value: value.pop("schema"), "schema"),
     "a missing field": (lambda value: value.pop("steps"), "steps: missing"),
     "text for a number": (lambda value: value.update(seed="0"), "seed: expected an integer"),
     "a boolean for an integer": (lambda value: value.update(seed=True), "seed: expected an integer"),
-    "a fraction for an integer": (lambda value: value["media"][0].update(width=3.5), "media[0].width: expected an integer"),
-    "a box of three": (lambda value: value["steps"][1]["observation"]["regions"][0].update(bbox_2d=[1, 2, 3]), "bbox_2d: expected an array of 4"),
+    "a fraction for an integer": (
+        lambda value: value["media"][0].update(width=3.5),
+        "media[0].width: expected an integer",
+    ),
+    "a box of three": (
+        lambda value: value["steps"][1]["observation"]["regions"][0].update(bbox_2d=[1, 2, 3]),
+        "bbox_2d: expected an array of 4",
+    ),
     "an unknown reason to stop": (lambda value: value.update(stopped="bored"), "stopped: expected one of answer"),
     "an unknown kind": (lambda value: value["media"][0].update(kind="audio"), "media[0].kind"),
     "an object for a list": (lambda value: value.update(steps={}), "steps: expected an array"),
     "null where there must be a value": (lambda value: value.update(question=None), "question: expected a string"),
-    "a call without arguments": (lambda value: value["steps"][0]["call"].pop("arguments"), "steps[0].call.arguments: missing"),
+    "a call without arguments": (
+        lambda value: value["steps"][0]["call"].pop("arguments"),
+        "steps[0].call.arguments: missing",
+    ),
 }
 
 
@@ -78,7 +90,13 @@ def test_an_unknown_error_code_is_refused():
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [("{", "line 2: "), ('{"a": 1, "a": 2}', "line 2: a key stands twice"), ('{"a": NaN}', "line 2: NaN"), ("[1]", "line 2: a trajectory"), ("[" * 10**5, "line 2: ")],
+    [
+        ("{", "line 2: "),
+        ('{"a": 1, "a": 2}', "line 2: a key stands twice"),
+        ('{"a": NaN}', "line 2: NaN"),
+        ("[1]", "line 2: a trajectory"),
+        ("[" * 10**5, "line 2: "),
+    ],
 )
 def test_a_damaged_line_is_named(tmp_path, bad, message):
     path = tmp_path / "t.jsonl"
@@ -128,7 +146,16 @@ def test_examples_round_trip(tmp_path):
     gold = trajectory_from_json(LINES[0])
     source = Source(dataset="scenes", split="test", item="read/3")
     examples = [
-        Example(id="a", question="Q?", media=("a.png",), verifier="number", truth={"value": 3, "abs": 0.5}, source=source, family="read", gold=gold),
+        Example(
+            id="a",
+            question="Q?",
+            media=("a.png",),
+            verifier="number",
+            truth={"value": 3, "abs": 0.5},
+            source=source,
+            family="read",
+            gold=gold,
+        ),
         Example(id="b", question="Q?", media=(), verifier="exact", truth=["x", "y"], source=source),
     ]
     write_examples(tmp_path / "e.jsonl", examples)
@@ -160,7 +187,10 @@ def test_token_records_round_trip_bit_for_bit(tmp_path):
 
 def test_what_is_no_token_record_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", ids=np.arange(3))
-    np.savez(tmp_path / "pickled.npz", **{name: np.array([{}], object) for name in [f.name for f in dataclasses.fields(TokenRecord)]})
+    np.savez(
+        tmp_path / "pickled.npz",
+        **{name: np.array([{}], object) for name in [f.name for f in dataclasses.fields(TokenRecord)]},
+    )
     (tmp_path / "text.npz").write_text("no")
     for name in ("other", "pickled", "text", "absent"):
         with pytest.raises(TrajectoryError):

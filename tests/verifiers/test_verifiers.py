@@ -56,7 +56,16 @@ def test_no_answer_scores_nothing(name):
 
 @pytest.mark.parametrize(
     ("name", "truth"),
-    [("exact", 3), ("exact", []), ("anls", [1]), ("number", "3"), ("number", {"value": 3, "tolerance": 1}), ("number", True), ("time", {}), ("choice", "B")],
+    [
+        ("exact", 3),
+        ("exact", []),
+        ("anls", [1]),
+        ("number", "3"),
+        ("number", {"value": 3, "tolerance": 1}),
+        ("number", True),
+        ("time", {}),
+        ("choice", "B"),
+    ],
 )
 def test_a_truth_of_the_wrong_kind_is_an_error_not_a_zero(name, truth):
     with pytest.raises(ValueError):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.path import atomicity
 
 from pixelis_jax import workdir
 from pixelis_jax.workdir import Workdir, WorkdirError, atomic
@@ -181,8 +182,15 @@ def test_what_an_interrupted_save_left_is_no_checkpoint(tmp_path: Path, monkeypa
     run = _create(tmp_path)
     checkpoints = run.open_checkpoints()
     checkpoints.save(1, arrays=_items(1.0))
-    with pytest.raises(Exception, match="JSON"):
-        checkpoints.save(2, arrays=_items(2.0), values={"data_iter": object()})
+
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    # Everything is written, and the rename that would make it a checkpoint fails.
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", fail)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save(2, arrays=_items(2.0))
+    monkeypatch.undo()
     assert run.open_checkpoints().steps() == [1]
 
 

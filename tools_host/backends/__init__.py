@@ -49,21 +49,17 @@ def load_template(max_difference: float = 36.0, max_hidden_s: float = 1.2) -> Tr
 @backend("track", "kcf", version=f"1+{_OPENCV}")
 def load_kcf() -> Tracker:
     """Kernelised correlation filters."""
-    import cv2
-
     from tools_host.backends.opencv_trackers import OpenCvTracker
 
-    return OpenCvTracker(cv2.TrackerKCF_create)
+    return OpenCvTracker("TrackerKCF_create")
 
 
 @backend("track", "csrt", version=f"1+{_OPENCV}")
 def load_csrt() -> Tracker:
     """Discriminative correlation filter with channel and spatial reliability: slower, follows scale."""
-    import cv2
-
     from tools_host.backends.opencv_trackers import OpenCvTracker
 
-    return OpenCvTracker(cv2.TrackerCSRT_create)
+    return OpenCvTracker("TrackerCSRT_create")
 
 
 @backend("ocr", "rapidocr", version=f"1+rapidocr-{_version('rapidocr')}", weights=rapidocr_weights)
@@ -77,7 +73,7 @@ def load_rapidocr(max_side: int = 448, min_score: float = 0.6) -> TextReader:
 
 @backend("localize", "changes", version=f"1+{_OPENCV}+rapidocr-{_version('rapidocr')}", weights=rapidocr_weights)
 def load_changes(max_side: int = 448, min_score: float = 0.6) -> TextReader:
-    """Reader for what changes in a video; the models are those of `ocr/rapidocr`, loaded when the first text is asked for."""
+    """Reader for what changes in a video: the models of `ocr/rapidocr`, loaded when a text is first asked for."""
     from tools_host.backends.base import LazyReader
 
     return LazyReader(lambda: load_rapidocr(max_side, min_score))

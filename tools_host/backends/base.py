@@ -1,4 +1,4 @@
-"""What a back-end of each tool must offer. A user's own (SAM, PaddleOCR in its own environment) implements one of these."""
+"""What a back-end of each tool must offer. A user's own (SAM, PaddleOCR) implements one of these protocols."""
 
 from __future__ import annotations
 
@@ -34,7 +34,15 @@ class Segmenter(Protocol):
     """Finds the object in a box."""
 
     def segment(self, image: np.ndarray, box_px: BoxPx) -> tuple[np.ndarray, float] | None:
-        """Mask bool `[H, W]` of the object in a box of an RGB uint8 `[H, W, 3]` image and its score, or None if there is none."""
+        """Outlines the object in a box.
+
+        Args:
+          image: RGB uint8 `[H, W, 3]`.
+          box_px: Box around it, in pixels.
+
+        Returns:
+          Mask `[H, W]` bool and score in 0..1, or None if there is no object.
+        """
         ...
 
 

@@ -24,7 +24,13 @@ _SETTLE_S = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Frames at working size: `times` float64 `[N]`, `frames` uint8 `[N, 3, h, w]` smoothed RGB (planes: a maximum over them is fast), `scale` = working over real size."""
+    """Frames at working size.
+
+    Attributes:
+      times: Seconds, float64 `[N]`.
+      frames: Smoothed RGB uint8 `[N, 3, h, w]`, in planes because a maximum over them is fast.
+      scale: Working size over real size.
+    """
 
     times: np.ndarray
     frames: np.ndarray
@@ -66,7 +72,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something between two times; `box_px` is in pixels of the box that the clip was taken from, None for the whole of it."""
+    """Something between two times; `box_px` is in pixels of the box that the clip was taken from, or None."""
 
     start_s: float
     end_s: float
@@ -106,7 +112,7 @@ def motions(clip: Clip) -> list[Event]:
         if last == len(starts) - 1:
             end = len(clip.times) - 1
         if end - begin >= 2:
-            box = _box(changed[first : last + 1].any(0), clip.scale)
+            box = _box(np.any(changed[first : last + 1], axis=0), clip.scale)
             events.append(Event(float(clip.times[begin]), float(clip.times[end]), box))
     return events
 
@@ -177,7 +183,7 @@ def _blobs(mask: np.ndarray, least_area: float) -> Iterator[np.ndarray]:
 
 
 def _moves(clip: Clip, blob: np.ndarray, index: int, settle: int) -> bool:
-    """Whether the place and its surround change just before or after, as they do under a thing that comes to rest or passes."""
+    """Whether the place's surround changes just before or after, as it does round a thing that passes or stops."""
     near = cv2.dilate(blob.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     later = clip.difference(index, min(index + settle, len(clip.times) - 1)) > _STEP
     sooner = clip.difference(max(index - settle, 0), index - 1) > _STEP
@@ -186,7 +192,7 @@ def _moves(clip: Clip, blob: np.ndarray, index: int, settle: int) -> bool:
 
 
 def _adds(clip: Clip, blob: np.ndarray, index: int) -> bool:
-    """Whether something came rather than went: the place is not as it was at first, and its outline is sharper than before."""
+    """Whether something came, not went: the place is not as it was at first, and its outline became sharper."""
     first, after = (clip.frames[i][:, blob].astype(np.int16) for i in (0, index))
     if (np.abs(after - first).max(0) <= _STEP).mean() > 0.8:
         return False

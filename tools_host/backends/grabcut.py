@@ -1,7 +1,7 @@
 """Segments one object in a box with colour statistics and GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004).
 
-The box only has to be roughly right: the object's colours are those that are more common in the middle of the box than around it, so
-that an object that sticks out of its box, or a twin of it near by, does not spoil the background model.
+The box only has to be roughly right: the object's colours are those that are more common in the middle of the box than
+around it, so that an object that sticks out of its box, or a twin near by, does not spoil the background model.
 """
 
 from __future__ import annotations
@@ -77,7 +77,12 @@ class _View:
         height, width = image.shape[:2]
         x1, y1, x2, y2 = box_px
         margin = max(4.0, _MARGIN * max(x2 - x1, y2 - y1))
-        roi = (max(0, int(x1 - margin)), max(0, int(y1 - margin)), min(width, int(np.ceil(x2 + margin))), min(height, int(np.ceil(y2 + margin))))
+        roi = (
+            max(0, int(x1 - margin)),
+            max(0, int(y1 - margin)),
+            min(width, int(np.ceil(x2 + margin))),
+            min(height, int(np.ceil(y2 + margin))),
+        )
         pixels = image[roi[1] : roi[3], roi[0] : roi[2]]
         scale = min(1.0, _WORK_SIDE / max(pixels.shape[:2]))
         if scale < 1:
@@ -101,7 +106,7 @@ def _histogram(bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _foreground_posterior(lab: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """P(object | colour) `[H, W]`: how much commoner a pixel's colour is in the middle of the box than around the box."""
+    """P(object | colour) `[H, W]`: how much commoner a pixel's colour is in the middle of the box than around it."""
     height, width = lab.shape[:2]
     x1, y1, x2, y2 = box
     ys, xs = np.mgrid[:height, :width] + 0.5
@@ -141,7 +146,7 @@ def _grab_cut(pixels: np.ndarray, trimap: np.ndarray) -> np.ndarray:
     labels = trimap.copy()
     if min(int((labels & 1).sum()), int((~labels & 1).sum())) >= 10:  # enough pixels for two mixtures of five Gaussians
         cv2.setRNGSeed(0)
-        cv2.grabCut(pixels, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(pixels, labels, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
     return labels
 
 
@@ -162,14 +167,16 @@ def _object_component(mask: np.ndarray, posterior: np.ndarray, box: tuple[int, i
 def _quality(lab: np.ndarray, mask: np.ndarray) -> float:
     """How much a mask looks like an object, 0..1.
 
-    The share of its colours that the band around it lacks, times `r / (r + 4)` for the ratio `r` of the gradient along its edge to
-    the gradient inside it: on texture any boundary cuts through edges that also fill the inside (AUC 0.99 against empty places).
+    The share of its colours that the band around it lacks, times `r / (r + 4)` for the ratio `r` of the gradient along
+    its edge to the gradient inside it: on texture, edges also fill the inside (AUC 0.99 of `r` against empty places).
     """
     kernel = np.ones((3, 3), np.uint8)
     solid = mask.astype(np.uint8)
     grown, core = cv2.dilate(solid, kernel), cv2.erode(solid, kernel)
     core = core if core.sum() > 4 else solid
-    band = cv2.dilate(grown, kernel, iterations=max(3, round(0.15 * math.sqrt(solid.sum())))) > cv2.dilate(grown, kernel)
+    band = cv2.dilate(grown, kernel, iterations=max(3, round(0.15 * math.sqrt(solid.sum())))) > cv2.dilate(
+        grown, kernel
+    )
     if not band.any():
         return 0.0
     bins = _bins(lab)
@@ -177,12 +184,14 @@ def _quality(lab: np.ndarray, mask: np.ndarray) -> float:
     values = lab.astype(np.float32)
     steps = cv2.Sobel(values, cv2.CV_32F, 1, 0) ** 2 + cv2.Sobel(values, cv2.CV_32F, 0, 1) ** 2
     gradient = np.sqrt(steps.sum(-1))
-    ratio = np.median(cv2.dilate(gradient, kernel)[grown > cv2.erode(solid, kernel)]) / (np.median(gradient[core > 0]) + 4)
+    ratio = np.median(cv2.dilate(gradient, kernel)[grown > cv2.erode(solid, kernel)]) / (
+        np.median(gradient[core > 0]) + 4
+    )
     return float((1 - np.minimum(inside, around).sum()) * ratio / (ratio + 4))
 
 
 def _refine(pixels: np.ndarray, small: np.ndarray) -> np.ndarray:
-    """Mask at full resolution: pixels near the edge, where colours blend, take the side whose local mean colour is nearer."""
+    """Mask at full resolution: pixels near the edge, where colours blend, take the side of the nearer local mean."""
     height, width = pixels.shape[:2]
     scale = width / small.shape[1]
     mask = cv2.resize(small.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5

@@ -63,7 +63,7 @@ class Form:
     Attributes:
       area_px: Pixels.
       centroid: x, y of the centre of mass in pixels.
-      orientation_deg: Angle of the long axis in [0, 180), counter-clockwise from the x axis; None for a shape without a long axis.
+      orientation_deg: Angle of the long axis in [0, 180), counter-clockwise from the x axis; None if there is none.
       elongation: Long over short axis of the ellipse with the same second moments.
       shape: Name of the outline, or `irregular`.
     """
@@ -93,7 +93,7 @@ def form(mask: np.ndarray) -> Form:
 
 
 def shape(mask: np.ndarray) -> str:
-    """Name of a mask's outline: ring, triangle, square, rectangle, pentagon, hexagon, circle, ellipse, star, cross, irregular.
+    """An outline's name: ring, triangle, square, rectangle, pentagon, hexagon, circle, ellipse, star, cross, irregular.
 
     Convex outlines are told apart by how well they fill a circle, a turned rectangle and a triangle, the others by
     the strongest harmonic of the radius as a function of the angle.
@@ -101,9 +101,11 @@ def shape(mask: np.ndarray) -> str:
     scale = max(1, math.ceil(64 / max(mask.shape)))
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     cut = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8) * 255, 3)
-    cut = cv2.resize(cut, None, fx=2 * scale, fy=2 * scale, interpolation=cv2.INTER_LINEAR)
-    contours, tree = cv2.findContours((cut > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outer = max((i for i in range(len(contours)) if tree[0][i][3] < 0), key=lambda i: cv2.contourArea(contours[i]), default=None)
+    large = cv2.resize(cut, None, fx=2 * scale, fy=2 * scale, interpolation=cv2.INTER_LINEAR)
+    contours, tree = cv2.findContours((large > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outer = max(
+        (i for i in range(len(contours)) if tree[0][i][3] < 0), key=lambda i: cv2.contourArea(contours[i]), default=None
+    )
     if outer is None or cv2.contourArea(contours[outer]) < 24:
         return "irregular"
     contour, area = contours[outer], cv2.contourArea(contours[outer])
@@ -149,7 +151,7 @@ def texture(image: np.ndarray, mask: np.ndarray) -> dict[str, float | str]:
     """Texture of the pixels in a mask: `uniform`, `striped` (one direction prevails) or `noisy`.
 
     Returns:
-      `kind`, `contrast` (standard deviation of the lightness, 0..255) and `coherence` (0 no direction .. 1 one direction).
+      `kind`, `contrast` (standard deviation of the grey level, 0..255) and `coherence` (1 if all edges are parallel).
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     core = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2).astype(bool)

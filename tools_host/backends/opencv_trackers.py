@@ -15,11 +15,12 @@ class OpenCvTracker:
     """Back-ends `track/kcf` and `track/csrt`.
 
     Args:
-      create: Makes a fresh tracker, e.g. `cv2.TrackerKCF_create`.
+      create: Name of OpenCV's function that makes the tracker, e.g. `TrackerKCF_create`.
     """
 
-    def __init__(self, create: Callable[[], Any]) -> None:
-        self._create = create
+    def __init__(self, create: str) -> None:
+        # OpenCV's type stubs leave the contributed modules out.
+        self._create: Callable[[], Any] = getattr(cv2, create)
 
     def follow(self, frames: Iterator[tuple[float, np.ndarray]], box_px: BoxPx) -> list[Sighting]:
         """See `Tracker.follow`. Ends where the tracker reports that it lost the thing."""

@@ -14,9 +14,6 @@ from tools_host.backends.base import Line
 _LINE_HEIGHT = 48
 """Height of the recogniser's input in pixels."""
 
-_FLAGS = {"use_cls": False, "return_word_box": False, "return_single_char_box": False, "text_score": 0.0}
-"""Passed on every call: the engine keeps what it was told last. Text is never upside down here, so no orientation classifier."""
-
 
 class RapidReader:
     """Back-end `ocr/rapidocr`.
@@ -65,7 +62,9 @@ class RapidReader:
         padded = cv2.copyMakeBorder(bgr, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
         scale = self.max_side / max(padded.shape[:2])
         scale = min(scale, max(1.0, min(3.0, 128 / min(padded.shape[:2]))))
-        found = self._call(cv2.resize(padded, None, fx=scale, fy=scale, interpolation=_interpolation(scale)), detect=True)
+        found = self._call(
+            cv2.resize(padded, None, fx=scale, fy=scale, interpolation=_interpolation(scale)), detect=True
+        )
         if found.boxes is None:
             return []
         boxes = []
@@ -92,7 +91,18 @@ class RapidReader:
         return lines
 
     def _call(self, bgr: np.ndarray, *, detect: bool) -> Any:
-        return self._engine(bgr, use_det=detect, use_rec=not detect, box_thresh=0.5, unclip_ratio=1.6, **_FLAGS)
+        # Every flag on every call: the engine keeps what it was told last.
+        return self._engine(
+            bgr,
+            use_det=detect,
+            use_rec=not detect,
+            use_cls=False,
+            return_word_box=False,
+            return_single_char_box=False,
+            text_score=0.0,
+            box_thresh=0.5,
+            unclip_ratio=1.6,
+        )
 
 
 def _interpolation(scale: float) -> int:

@@ -1,7 +1,7 @@
 """Follows one thing by masked template matching around a predicted place, with coasting and re-detection.
 
-Identical twins are what breaks appearance trackers, so the place is chosen by one cost: colour difference to the template plus squared
-distance to where constant velocity would bring the thing.
+Identical twins are what breaks appearance trackers, so the place is chosen by one cost: colour difference to the
+template plus squared distance to where constant velocity would bring the thing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TemplateTracker:
 
 @dataclasses.dataclass
 class _Target:
-    """The thing's look and motion. Positions are its centre, in pixels of the frame; `template` and `mask` are in working pixels."""
+    """The thing's look in working pixels, and its motion: `centre`, `size` and `velocity` in pixels of the frame."""
 
     centre: np.ndarray
     size: np.ndarray
@@ -108,7 +108,9 @@ class _Target:
         if difference > max_difference:
             self.centre = np.clip(predicted, 0, np.array(image.shape[1::-1]))
             return difference
-        moved = (place - self.centre) / (1 if hidden == 0 else 2)  # after a gap the jump is spread over more than a frame
+        moved = (place - self.centre) / (
+            1 if hidden == 0 else 2
+        )  # after a gap the jump is spread over more than a frame
         trust = 0.5 if difference < 0.5 * max_difference else 0.2  # half covered: the match is drawn to the cover
         self.velocity = moved if not self.velocity.any() else (1 - trust) * self.velocity + trust * moved
         self.centre = place
@@ -122,7 +124,11 @@ class _Target:
         shift = np.array([[self.scale, 0, -low[0]], [0, self.scale, -low[1]]])
         flags = cv2.INTER_AREA if self.scale == 1 else cv2.INTER_LINEAR
         window = cv2.warpAffine(
-            _smooth(image, self.scale), shift, (max(int(span[0]), width), max(int(span[1]), height)), flags=flags, borderMode=cv2.BORDER_REPLICATE
+            _smooth(image, self.scale),
+            shift,
+            (max(int(span[0]), width), max(int(span[1]), height)),
+            flags=flags,
+            borderMode=cv2.BORDER_REPLICATE,
         ).astype(np.float32)
         weights = np.repeat(self.mask[..., None], 3, 2)
         squares = cv2.matchTemplate(window, self.template, cv2.TM_SQDIFF, mask=weights)

@@ -32,7 +32,7 @@ def localize(
 
     Args:
       media: Video.
-      event: scene_change (a cut), motion (something moves), text (a text can be read) or appearance (something comes into view).
+      event: scene_change (a cut), motion, text (a text can be read) or appearance (something comes into view).
       text: The text to look for, with event text.
       bbox_2d: Where to look; everywhere if left out.
       region: Where to look, in place of bbox_2d.
@@ -47,7 +47,9 @@ def localize(
     if event == "text":
         return _texts(media, clip, box, text, backend)
     if text is not None:
-        raise ToolFailure("unknown_argument", f"text cannot be given with event {event}", "leave text out, or use event text")
+        raise ToolFailure(
+            "unknown_argument", f"text cannot be given with event {event}", "leave text out, or use event text"
+        )
     if event == "scene_change":
         return _output(changes.cuts(clip), box, "cut", at_end=True)
     if event == "motion":
@@ -60,7 +62,9 @@ def _where(media: MediaView, bbox_2d: Box | None, region: RegionView | None) -> 
     if region is None:
         return to_pixels(bbox_2d or (0, 0, 1000, 1000), media.width, media.height)
     if bbox_2d is not None:
-        raise ToolFailure("unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them")
+        raise ToolFailure(
+            "unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them"
+        )
     if region.media.kind != "video" or (region.media.width, region.media.height) != (media.width, media.height):
         raise ToolFailure("no_such_region", "region lies in another medium", "give a region of the video, or bbox_2d")
     return region.box_px
@@ -76,9 +80,15 @@ def _when(media: MediaView, start_s: float | None, end_s: float | None) -> tuple
 
 
 def _output(
-    events: list[Event], box: BoxPx, word: str, *, at_end: bool = False, places: bool = False, texts: tuple[str, ...] = ()
+    events: list[Event],
+    box: BoxPx,
+    word: str,
+    *,
+    at_end: bool = False,
+    places: bool = False,
+    texts: tuple[str, ...] = (),
 ) -> ToolOutput:
-    """Spans, key frames and, with `places`, a region for each event; `at_end` shows the end of a span, not its middle."""
+    """Spans, key frames and, with `places`, a region an event; `at_end` shows the end of a span, not its middle."""
     if not events:
         return ToolOutput(summary=f"no {word} found", data={"count": 0})
     x, y = box[:2]

@@ -33,5 +33,7 @@ def ocr(
         for line in lines
     )
     return ToolOutput(
-        summary="" if regions else "no text there", regions=regions, data={"text": "\n".join(line.text for line in lines)}
+        summary="" if regions else "no text there",
+        regions=regions,
+        data={"text": "\n".join(line.text for line in lines)},
     )

@@ -21,7 +21,7 @@ def properties(
     region: RegionView | None = None,
     other: RegionView | None = None,
 ) -> ToolOutput:
-    """Measures an object: colours, shape, orientation, area, texture; with other also distance, relation and size ratio.
+    """Measures an object: colour, shape, orientation, area, texture; with other also distance, relation and size ratio.
 
     Args:
       media: Image or video, with bbox_2d.
@@ -39,12 +39,13 @@ def properties(
     if measured["texture"] != "uniform":
         words.append(str(measured["texture"]))
     if measured["orientation_deg"] is not None:
-        words.append(f"orientation {measured['orientation_deg']:.0f} deg")
+        words.append(f"orientation {round(measured['orientation_deg']) % 180} deg")
     words.append(f"area {measured['area_px']} px")
     if other is not None:
         compared = _compare(inside, other, view)
         measured |= compared
-        words.append(f"{compared['relation']} the other, distance {compared['distance_px']:.0f} px, size ratio {compared['size_ratio']:.2f}")
+        words += [f"{compared['relation']} the other", f"distance {compared['distance_px']:.0f} px"]
+        words.append(f"size ratio {compared['size_ratio']:.2f}")
     return ToolOutput(summary=", ".join(words), data=measured)
 
 
@@ -54,7 +55,9 @@ def _subject(
     """The medium, box, mask and time that the arguments name."""
     if region is not None:
         if bbox_2d is not None:
-            raise ToolFailure("unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them")
+            raise ToolFailure(
+                "unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them"
+            )
         time = nearest_time(region.media, time_s if time_s is not None else region.time_s)
         return region.media, region.box_px, region.mask if time_s is None else None, time
     if media is None or bbox_2d is None:
@@ -63,7 +66,7 @@ def _subject(
 
 
 def _measure(image: np.ndarray, box: BoxPx, mask: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
-    """Measures as JSON values, and the mask `[H, W]` they were taken on: the region's, that of the object in the box, or the box."""
+    """Measures as JSON values, and the mask `[H, W]` that they were taken on."""
     import cv2
 
     from tools_host.backends import measures

@@ -37,7 +37,7 @@ def segment(
     time = nearest_time(media, time_s)
     image = media.image(time)
     if bbox_2d is not None:
-        box = to_pixels(bbox_2d, media.width, media.height)
+        box: tuple[float, float, float, float] = to_pixels(bbox_2d, media.width, media.height)
     else:
         assert point_2d is not None
         box = box_around(image, (point_2d[0] * media.width / 1000, point_2d[1] * media.height / 1000))
@@ -61,17 +61,22 @@ def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def context_box(box_px: tuple[float, float, float, float], media: MediaView) -> tuple[float, float, float, float]:
-    """The box with half its longer side around it, within the medium: an overlay shows the object large and in its place."""
+    """The box with half its longer side around it, so that an overlay shows the object large and in its place."""
     x1, y1, x2, y2 = box_px
     margin = max(8.0, 0.5 * max(x2 - x1, y2 - y1))
-    return max(0.0, x1 - margin), max(0.0, y1 - margin), min(float(media.width), x2 + margin), min(float(media.height), y2 + margin)
+    return (
+        max(0.0, x1 - margin),
+        max(0.0, y1 - margin),
+        min(float(media.width), x2 + margin),
+        min(float(media.height), y2 + margin),
+    )
 
 
 def box_around(image: np.ndarray, point: tuple[float, float]) -> tuple[float, float, float, float]:
     """Box around the patch of even colour that holds a point, in pixels.
 
-    A flood fill with the widest tolerance that still stops before a quarter of the picture; where even the narrowest leaks, a box of
-    a tenth of the picture.
+    A flood fill with the widest tolerance that still stops before a quarter of the picture; where even the narrowest
+    leaks, a box of a tenth of the picture.
     """
     import cv2
 

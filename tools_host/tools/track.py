@@ -36,10 +36,8 @@ def track(
     if end <= start:
         raise ToolFailure("bad_time", f"until_s {end} is not after time_s {start}", "give an until_s after time_s")
     box = to_pixels(bbox_2d, media.width, media.height)
-    path = backend.follow(iter(media.frames(start, end)), tuple(float(value) for value in box))
-    regions = tuple(
-        Found(box_px=_within(s.box_px, media), time_s=s.time_s, score=s.score) for s in _sampled(path)
-    )
+    path = backend.follow(iter(media.frames(start, end)), (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
+    regions = tuple(Found(box_px=_within(s.box_px, media), time_s=s.time_s, score=s.score) for s in _sampled(path))
     data = motion(path, media)
     return ToolOutput(
         summary=summary(data),
@@ -57,15 +55,15 @@ def cell(x: float, y: float, media: MediaView) -> str:
 
 
 def motion(path: list[Sighting], media: MediaView) -> dict[str, Any]:
-    """Measures of a path. Lengths are pixels, speed is pixels a second; `direction` is that from first to last, or `none`."""
+    """Measures of a path in pixels, seconds and pixels a second; `direction` is that from first to last, or `none`."""
     centres = np.array([_centre(s) for s in path])
     seconds = path[-1].time_s - path[0].time_s
     net = centres[-1] - centres[0]
     return {
         "start_s": path[0].time_s,
         "end_s": path[-1].time_s,
-        "start": cell(*centres[0], media),
-        "end": cell(*centres[-1], media),
+        "start": cell(float(centres[0, 0]), float(centres[0, 1]), media),
+        "end": cell(float(centres[-1, 0]), float(centres[-1, 1]), media),
         "start_px": [float(value) for value in centres[0]],
         "end_px": [float(value) for value in centres[-1]],
         "length_px": _length(centres),
@@ -94,7 +92,7 @@ def _length(centres: np.ndarray) -> float:
 
 
 def _direction(net: np.ndarray, least: float) -> str:
-    """One of eight compass words in the picture's sense (up is towards the top), or `none` for a shorter move than `least`."""
+    """One of eight words, in which up is towards the picture's top; `none` for a shorter move than `least`."""
     if np.hypot(*net) < least:
         return "none"
     names = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")

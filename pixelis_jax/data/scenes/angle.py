@@ -26,7 +26,10 @@ WORDINGS = (
     "Say at what angle the bar on the {colour} card is turned.",
     "Look at the {colour} card. How many degrees is its bar turned?",
 )
-HELD_OUT = ("Tell me at what angle the bar on the {colour} card is.", "The bar on the {colour} card: what is its angle?")
+HELD_OUT = (
+    "Tell me at what angle the bar on the {colour} card is.",
+    "The bar on the {colour} card: what is its angle?",
+)
 
 
 def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
@@ -59,7 +62,7 @@ def _card(rng: np.random.Generator, colour: str, angle: int) -> tuple[draw.Sprit
     ground = palette.shade(rng, colour)
     width = int(rng.integers(108, 138))
     blank = draw.card(rng, width, round(width * rng.uniform(0.88, 1.0)), ground)
-    return draw.with_bar(rng, blank, angle, int(rng.integers(28, 35)), int(rng.integers(6, 9)), ground)
+    return draw.with_bar(rng, blank, angle, int(rng.integers(29, 35)), int(rng.integers(7, 10)), ground)
 
 
 def chain(scene: Scene, place: Place) -> Chain:

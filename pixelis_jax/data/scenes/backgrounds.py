@@ -1,6 +1,7 @@
 """Backgrounds: photographs inside the scikit-image wheel, and procedural textures.
 
-No part of a photograph is seen in two of train, val and test: each cuts from its own rectangle. `shift` has photographs of its own.
+No part of a photograph is seen in two of train, val and test: each cuts from its own rectangle. `shift` has photographs
+of its own.
 """
 
 from __future__ import annotations
@@ -43,10 +44,7 @@ def photographs(rng: np.random.Generator, split: Split, size: int, count: int) -
 
 def render(rng: np.random.Generator, split: Split, name: str, size: int) -> np.ndarray:
     """A random crop of the picture, or a fresh draw of the texture, called `name`: RGB uint8 `[size, size, 3]`."""
-    if "." not in name:
-        picture = _texture(rng, name, size)
-    else:
-        picture = _crop(rng, _load(name, split), size)
+    picture = _crop(rng, _load(name, split), size) if "." in name else _texture(rng, name, size)
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
     tint = rng.uniform(0.75, 1.1, 3) if name not in PHOTOGRAPHS[:4] else np.ones(3)
@@ -69,7 +67,9 @@ def _load(name: str, split: Split) -> np.ndarray:
         raise FileNotFoundError(f"background {name}: install the package scikit-image")
     # Read as a file: importing skimage.data would pull in its download machinery.
     data = np.frombuffer((Path(spec.submodule_search_locations[0]) / "data" / name).read_bytes(), np.uint8)
-    picture = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None, f"background {name} cannot be decoded"
+    picture = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     height, width = picture.shape[:2]
     x1, y1, x2, y2 = _PARTS[split]
     return np.ascontiguousarray(picture[int(y1 * height) : int(y2 * height), int(x1 * width) : int(x2 * width)])

@@ -24,7 +24,11 @@ WORDINGS = (
     "One card is {colour}. What is on it?",
     "Say what is on the {colour} card.",
 )
-HELD_OUT = ("Tell me what the {colour} card shows.", "What is there on the {colour} card?", "What does it say or show on the {colour} card?")
+HELD_OUT = (
+    "Tell me what the {colour} card shows.",
+    "What is there on the {colour} card?",
+    "What does it say or show on the {colour} card?",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +44,9 @@ class Card:
         """The card as an object that stands still with its top left corner at `(x, y)`."""
         width, height = self.sprite.size
         boxes = np.array([[x, y, x + width, y + height]], np.float32)
-        return SceneObject(name=f"{self.colour} card", kind="card", boxes=boxes, colour=self.colour, text=self.text, shape=self.shape)
+        return SceneObject(
+            name=f"{self.colour} card", kind="card", boxes=boxes, colour=self.colour, text=self.text, shape=self.shape
+        )
 
 
 def make_cards(
@@ -98,7 +104,7 @@ def still_life(rng: np.random.Generator, split: Split, asked: str) -> tuple[np.n
     """
     other = "shape" if asked == "text" else "text"
     kinds = [asked] * 4 + [other] * int(rng.integers(1, 3))
-    cards = make_cards(rng, split, kinds, (108, 138), (15, 22), (22, 26))
+    cards = make_cards(rng, split, kinds, (108, 138), (19, 25), (22, 26))
     pixels = background(rng, split, SIDE)
     corners = layout.spread(rng, [card.sprite.size for card in cards], SIDE, 14)
     for card, (x, y) in zip(cards, corners, strict=True):

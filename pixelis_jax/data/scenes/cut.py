@@ -37,7 +37,10 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
         # Cutting back to an earlier shot hides the cuts from whoever sees only a few frames.
         grounds = photographs(rng, split, SIDE + margin, 5)
         order = _order(rng)
-        contrasts = [np.abs(grounds[a].astype(np.int16) - grounds[b])[::4, ::4].mean() for a, b in zip(order, order[1:], strict=False)]
+        contrasts = [
+            np.abs(grounds[a].astype(np.int16) - grounds[b])[::4, ::4].mean()
+            for a, b in zip(order, order[1:], strict=False)
+        ]
         if min(contrasts) > 34:
             break
     cuts = _cuts(rng)
@@ -48,7 +51,10 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
         pan = rng.uniform(-1.2, 1.2, 2)
         visible = np.full((FRAMES, 4), np.nan, np.float32)
         for frame in range(first, end):
-            left, top = (int(np.clip(corner + speed * (frame - first), 0, margin)) for corner, speed in zip((x, y), pan, strict=True))
+            left, top = (
+                int(np.clip(corner + speed * (frame - first), 0, margin))
+                for corner, speed in zip((x, y), pan, strict=True)
+            )
             frames[frame] = grounds[order[shot]][top : top + SIDE, left : left + SIDE]
             visible[frame] = (0, 0, SIDE, SIDE)
         objects.append(SceneObject(name=f"shot {shot + 1}", kind="shot", boxes=visible))
@@ -74,7 +80,7 @@ def _order(rng: np.random.Generator) -> list[int]:
 
 
 def _cuts(rng: np.random.Generator) -> list[int]:
-    """Four frames at which a new shot begins, at least `SHORTEST` frames apart and from both ends; uniform over all such sets."""
+    """Four frames at which a new shot begins, uniform over all sets in which no shot is shorter than `SHORTEST`."""
     free = FRAMES - 5 * SHORTEST
     offsets = np.sort(rng.choice(free + 4, 4, replace=False)) - np.arange(4)
     return [int(offset) + SHORTEST * (position + 1) for position, offset in enumerate(offsets)]

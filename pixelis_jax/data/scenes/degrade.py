@@ -22,7 +22,8 @@ def degrade(rng: np.random.Generator, split: Split, pixels: np.ndarray) -> np.nd
     light = _light(rng, height, width)
     sigma = rng.uniform(0.3, 0.9)
     amount = rng.uniform(3, 9)
-    # The noise of a clip stands still, as a sensor's pattern does: fresh noise in each frame makes files ten times as large.
+    # The noise of a clip stands still, as a sensor's pattern does: fresh noise in each frame makes files ten times as
+    # large.
     noise = rng.normal(0, amount, (height, width, 1)).astype(np.float32)
     frames = pixels[None] if pixels.ndim == 3 else pixels
     result = np.empty_like(frames)

@@ -1,4 +1,5 @@
-"""Sprites: cards, strings, marks, bars, balls and lamps, as an RGB patch with an alpha channel, and how they get onto pixels."""
+"""Sprites: cards, strings, marks, bars, balls and lamps, as an RGB patch with an alpha channel, and how they get onto
+pixels."""
 
 from __future__ import annotations
 
@@ -108,7 +109,7 @@ def with_mark(rng: np.random.Generator, base: Sprite, shape: str, side: int, gro
 def with_bar(
     rng: np.random.Generator, base: Sprite, angle: int, length: int, breadth: int, ground: np.ndarray
 ) -> tuple[Sprite, tuple[int, int, int, int]]:
-    """A card that carries a bar at `angle` degrees (anticlockwise from the horizontal); also the bar's box in the card's pixels."""
+    """A card that carries a bar at `angle` degrees, anticlockwise from the horizontal, and the bar's box in it."""
     width, height = base.size
     cover = _bar_mask(angle, length, breadth)
     side = cover.shape[0]

@@ -124,7 +124,7 @@ def chain(scene: Scene, place: Place) -> Chain:
 
 
 def split_digest(split: Split, count: int, seed: int = 0) -> str:
-    """SHA-256 over pixels, questions and answers of the first `count` scenes of every family: a split is frozen by it."""
+    """SHA-256 over pixels, questions and answers of the first `count` scenes of every family: freezes a split."""
     digest = hashlib.sha256()
     for family in FAMILIES:
         for index in range(count):

@@ -26,11 +26,15 @@ WORDINGS = (
     "When the {colour} card flashes up, what does it show?",
     "Say what is on the {colour} card that flashes up.",
 )
-HELD_OUT = ("What is there on the {colour} card that flashes up?", "Tell me what the {colour} card shows when it flashes up.")
+HELD_OUT = (
+    "What is there on the {colour} card that flashes up?",
+    "Tell me what the {colour} card shows when it flashes up.",
+)
 
 
 def draw_scene(rng: np.random.Generator, split: Split, asked: str) -> Draft:
-    """4 cards that stay, one that flashes up for half a second; four of the five are of the asked kind, the flashing one too.
+    """4 cards that stay, one that flashes up for half a second; four of the five are of the asked kind, the flashing
+    one too.
 
     Args:
       rng: Random generator.
@@ -38,7 +42,7 @@ def draw_scene(rng: np.random.Generator, split: Split, asked: str) -> Draft:
       asked: `text` or `shape`.
     """
     other = "shape" if asked == "text" else "text"
-    cards = make_cards(rng, split, [asked] * 4 + [other], (96, 118), (14, 19), (22, 26), flat=0.85)
+    cards = make_cards(rng, split, [asked] * 4 + [other], (96, 118), (18, 22), (22, 26), flat=0.85)
     ground = background(rng, split, SIDE)
     corners = layout.spread(rng, [card.sprite.size for card in cards], SIDE, 10)
     for card, (x, y) in zip(cards[1:], corners[1:], strict=True):
@@ -52,4 +56,6 @@ def draw_scene(rng: np.random.Generator, split: Split, asked: str) -> Draft:
     shown[first:end] = objects[0].boxes[0]
     objects[0] = dataclasses.replace(objects[0], boxes=shown)
     answer = str(cards[0].text if asked == "text" else cards[0].shape)
-    return Draft(pixels=frames, objects=tuple(objects), target=0, answer=answer, truth=answer, words={"colour": cards[0].colour})
+    return Draft(
+        pixels=frames, objects=tuple(objects), target=0, answer=answer, truth=answer, words={"colour": cards[0].colour}
+    )

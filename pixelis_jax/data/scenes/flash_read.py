@@ -7,7 +7,7 @@ import functools
 from pixelis_jax.data.scenes import flash
 from pixelis_jax.data.scenes.family import FAMILIES, Chain, Conclusion, Family, Place, Plan
 from pixelis_jax.data.scenes.scene import Scene
-from pixelis_jax.data.scenes.steps import call, flashed_box
+from pixelis_jax.data.scenes.steps import box_of, call, flash_frame
 
 
 def chain(scene: Scene, place: Place) -> Chain:
@@ -15,7 +15,7 @@ def chain(scene: Scene, place: Place) -> Chain:
     seen = yield Plan(thought="Find the moment.", call=call("localize", media=1, event="appearance"))
     if not seen.media:
         return Conclusion(thought="Nothing there.", answer=None)
-    box = place(flashed_box(scene), scene.width, scene.height)
+    box = place(box_of(scene, flash_frame(scene)), scene.width, scene.height)
     seen = yield Plan(
         thought=f"The {scene.asked.colour} card has text. Read it.", call=call("ocr", media=seen.media[0], bbox_2d=box)
     )

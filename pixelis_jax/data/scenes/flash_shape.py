@@ -7,7 +7,7 @@ import functools
 from pixelis_jax.data.scenes import flash
 from pixelis_jax.data.scenes.family import FAMILIES, Chain, Conclusion, Family, Place, Plan
 from pixelis_jax.data.scenes.scene import Scene
-from pixelis_jax.data.scenes.steps import call, flashed_box
+from pixelis_jax.data.scenes.steps import box_of, call, flash_frame, mark_seen
 
 
 def chain(scene: Scene, place: Place) -> Chain:
@@ -15,11 +15,12 @@ def chain(scene: Scene, place: Place) -> Chain:
     seen = yield Plan(thought="Find the moment.", call=call("localize", media=1, event="appearance"))
     if not seen.media:
         return Conclusion(thought="Nothing there.", answer=None)
-    box = place(flashed_box(scene), scene.width, scene.height)
+    box = place(box_of(scene, flash_frame(scene)), scene.width, scene.height)
     yield Plan(
-        thought=f"The {scene.asked.colour} card has a mark. Look closer.", call=call("zoom", media=seen.media[0], bbox_2d=box)
+        thought=f"The {scene.asked.colour} card has a mark. Look closer.",
+        call=call("zoom", media=seen.media[0], bbox_2d=box),
     )
-    return Conclusion(thought="I see it.", answer=scene.answer)
+    return Conclusion(thought="I see it.", answer=mark_seen(scene, box, flash_frame(scene)))
 
 
 FAMILIES.register("flash_shape")(

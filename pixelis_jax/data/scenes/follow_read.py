@@ -27,7 +27,10 @@ WORDINGS = (
     "Find what the card that starts at the {zone} says at the end.",
     "Say what is on the card from the {zone} at the end.",
 )
-HELD_OUT = ("Tell me what is on the card that starts at the {zone} at the end.", "What does the card from the {zone} say at the end?")
+HELD_OUT = (
+    "Tell me what is on the card from the {zone} at the end.",
+    "What does the card from the {zone} say at the end?",
+)
 
 
 def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
@@ -38,7 +41,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
     blank = draw.card(rng, width, height, ground)
     strings = randomness.random_strings(rng, split, 4)
     font = str(rng.choice(fonts.names(split)))
-    capitals = int(rng.integers(14, 17))
+    capitals = int(rng.integers(16, 19))
     written = [draw.with_text(rng, blank, string, font, capitals, ground, wander=0, strength=0.7) for string in strings]
     hidden = draw.covered(rng, blank, capitals + 2, ground)
     frames = blank_clip(background(rng, split, SIDE))
@@ -48,10 +51,14 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
             draw.paste(frames[frame], written[number] if frame >= SHOWN[0] else hidden, *corners[number, frame])
     boxes = np.concatenate([corners, corners + np.array([width, height])], axis=2).astype(np.float32)
     objects = tuple(
-        SceneObject(name="card", kind="card", boxes=boxes[number], text=strings[number], text_frames=(SHOWN[0], SHOWN[1] - 1))
+        SceneObject(
+            name="card", kind="card", boxes=boxes[number], text=strings[number], text_frames=(SHOWN[0], SHOWN[1] - 1)
+        )
         for number in range(4)
     )
-    return Draft(pixels=frames, objects=objects, target=0, answer=strings[0], truth=strings[0], words={"zone": ZONES[starts[0]]})
+    return Draft(
+        pixels=frames, objects=objects, target=0, answer=strings[0], truth=strings[0], words={"zone": ZONES[starts[0]]}
+    )
 
 
 def chain(scene: Scene, place: Place) -> Chain:

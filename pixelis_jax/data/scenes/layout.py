@@ -56,7 +56,12 @@ def zone_point(rng: np.random.Generator, zone: int, side: int, reach: tuple[floa
 
 
 def crossing_paths(
-    rng: np.random.Generator, end_zone: int, side: int, apart: tuple[float, float], reach: tuple[float, float], last: int
+    rng: np.random.Generator,
+    end_zone: int,
+    side: int,
+    apart: tuple[float, float],
+    reach: tuple[float, float],
+    last: int,
 ) -> tuple[np.ndarray, list[int], list[int]]:
     """Paths of four things that cross each other's tracks but never meet.
 
@@ -97,7 +102,7 @@ def _free_path(
     margin: np.ndarray,
     last: int,
 ) -> np.ndarray | None:
-    """One of 120 random cubic curves that keeps clear of `others`, is long enough and never too fast; float `[FRAMES, 2]`."""
+    """One of 120 random cubic curves, float `[FRAMES, 2]`, that keeps clear of `others` and is neither short nor fast."""
     handles = rng.uniform(margin, side - margin, (120, 2, 2))
     share = _ease(np.clip((np.arange(FRAMES) - 3) / (last - 3), 0, 1))[None, :, None]
     curves = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 
 from pixelis_jax.data.scenes.scene import Split
 
-ALPHABET = "ACDEFHJKLMNPRTUVWXY379"
-"""Letters and digits without look-alikes (no A/4, B/8, G/6, I/1, O/0/Q, S/5, Z/2 pairs)."""
+ALPHABET = "ACDEFHKLMNPRTUWXY379"
+"""Letters and digits without look-alikes (no A/4, B/8, G/6, I/1/J, O/0/Q, S/5, V/W, Z/2 pairs)."""
 
 # Of 20 parts of the string space: a string belongs to exactly one split.
 _PARTS: dict[Split, range] = {
@@ -30,12 +31,12 @@ def split_of(string: str) -> Split:
 
 
 def random_strings(rng: np.random.Generator, split: Split, count: int) -> list[str]:
-    """Distinct strings of 4 or 5 characters that belong to a split and hold a letter and a digit or five letters."""
+    """Different strings of 4 characters that belong to a split; no two neighbours are equal, for readers merge such pairs."""
     found: list[str] = []
     while len(found) < count:
-        picks = rng.integers(len(ALPHABET), size=int(rng.integers(4, 6)))
-        string = "".join(ALPHABET[pick] for pick in picks)
-        if split_of(string) == split and string not in found:
+        string = "".join(ALPHABET[position] for position in rng.integers(len(ALPHABET), size=4))
+        merges = any(one == two for one, two in itertools.pairwise(string))
+        if not merges and split_of(string) == split and string not in found:
             found.append(string)
     return found
 

@@ -31,7 +31,8 @@ class SceneObject:
     Attributes:
       name: How a question or a caption names it, e.g. `red card`.
       kind: `card`, `bar`, `ball`, `lamp` or `shot`.
-      boxes: float32 `[T, 4]` in pixels, ends exclusive; T is the number of frames (1 for an image). NaN where it is not visible.
+      boxes: float32 `[T, 4]` in pixels, ends exclusive; T is the number of frames (1 for an image). NaN where it is not
+        visible.
       colour: Name of its colour, or None where all of its kind look alike.
       text: String that it carries.
       shape: Name of the mark that it carries.
@@ -112,7 +113,7 @@ class Scene:
         return data.tobytes()
 
     def save(self, directory: Path) -> Path:
-        """Writes the file into `directory` under a name that says nothing: the start of its own hash. Returns its path."""
+        """Writes the file into `directory` under a name that says nothing (a hash of its bytes); returns its path."""
         data = self.encode()
         suffix = ".mp4" if self.kind == "video" else ".jpg"
         path = directory / (hashlib.sha256(data).hexdigest()[:20] + suffix)

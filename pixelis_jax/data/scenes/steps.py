@@ -34,6 +34,31 @@ def inside_crop(box: BoxF, crop: Box, scene: Scene) -> tuple[BoxF, int, int]:
     return moved, x2 - x1, y2 - y1
 
 
-def flashed_box(scene: Scene) -> BoxF:
-    """The asked object's box in the first frame that shows it."""
-    return box_of(scene, int(np.argmax(~np.isnan(scene.asked.boxes[:, 0]))))
+def mark_seen(scene: Scene, crop: Box, frame: int = 0) -> str | None:
+    """What a policy can make out in a crop: the mark on the card that it shows, if it shows one large enough.
+
+    Args:
+      scene: The scene.
+      crop: Box of the crop, 0..1000.
+      frame: Of a clip.
+
+    Returns:
+      The shape on the card that lies most in the crop, if most of it does and it takes up at least a third of the
+      crop's width; or None.
+    """
+    x1, y1, x2, y2 = to_pixels(crop, scene.width, scene.height)
+    best, most = None, 0.6
+    for thing in scene.objects:
+        box = thing.box_px(frame)
+        if thing.shape is None or box is None or 3 * (box[2] - box[0]) < x2 - x1:
+            continue
+        width, height = min(x2, box[2]) - max(x1, box[0]), min(y2, box[3]) - max(y1, box[1])
+        share = max(0.0, width) * max(0.0, height) / ((box[2] - box[0]) * (box[3] - box[1]))
+        if share > most:
+            best, most = thing.shape, share
+    return best
+
+
+def flash_frame(scene: Scene) -> int:
+    """First frame that shows the asked object."""
+    return int(np.argmax(~np.isnan(scene.asked.boxes[:, 0])))

@@ -24,7 +24,10 @@ WORDINGS = (
     "Look at the ball at the {zone}. Where does it end up?",
     "Say where the ball that starts at the {zone} ends.",
 )
-HELD_OUT = ("At the end, where is the ball that starts at the {zone}?", "Tell me where the ball from the {zone} is at the end.")
+HELD_OUT = (
+    "At the end, where is the ball that starts at the {zone}?",
+    "Tell me where the ball from the {zone} is at the end.",
+)
 
 
 def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
@@ -41,7 +44,9 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
     boxes = np.concatenate([corners, corners + diameter], axis=2).astype(np.float32)
     objects = tuple(SceneObject(name="ball", kind="ball", boxes=boxes[ball]) for ball in range(4))
     answer = ZONES[ends[0]]
-    return Draft(pixels=frames, objects=objects, target=0, answer=answer, truth=answer, words={"zone": ZONES[starts[0]]})
+    return Draft(
+        pixels=frames, objects=objects, target=0, answer=answer, truth=answer, words={"zone": ZONES[starts[0]]}
+    )
 
 
 def chain(scene: Scene, place: Place) -> Chain:

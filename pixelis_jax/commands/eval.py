@@ -1,0 +1,161 @@
+"""Evaluates a model on scenes: answers, verdicts and process metrics, with and without tools, with intervals.
+
+  pixelis eval --config=configs/eval_scenes.py --model=tiny_sft --workdir=runs/eval
+
+Writes results.json, the trajectories of both conditions and report.html. Run again, the same command keeps the data that it built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixelis_jax.commands.models import Loaded
+    from pixelis_jax.evaluation.run import Outcomes
+    from pixelis_jax.trajectory import Example, Trajectory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the config, the model and the work directory."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="a Python file with get_config(); --config.FIELD=VALUE changes a field",
+    )
+    parser.add_argument(
+        "--model", required=True, help="a shipped name, a work directory or a directory in the published layout"
+    )
+    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="where results, trajectories and report go")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the split if it is missing, asks it with and without tools, and writes what came of it."""
+    from pixelis_jax.commands import models
+    from pixelis_jax.commands.configs import load_config
+    from pixelis_jax.report import write_report
+
+    config = load_config(args.config, args.overrides)
+    loaded = models.load(args.model)
+    folder = args.workdir / "data"
+    examples = build_examples(folder, config.split, config.counts.to_dict(), workers=config.workers)
+    conditions = evaluate(loaded, examples, args.workdir, slots=config.slots, no_tools=config.no_tools)
+    results = results_of(conditions, examples)
+    write_results(args.workdir, {"model": args.model, "config": config.to_dict(), "results": results})
+    print(table({args.model: results}))
+    print(write_report([args.workdir], args.workdir / "report.html"))
+    return 0
+
+
+def build_examples(folder: Path, split: str, counts: Mapping[str, int], *, workers: int) -> list[Example]:
+    """Draws a split's scenes into `folder/split` (those that are missing) and returns its examples, media as absolute paths."""
+    from pixelis_jax.data.build import build, load_examples
+
+    for _ in build(folder, split, counts, workers, styles={}):  # type: ignore[arg-type]
+        pass
+    return [
+        dataclasses.replace(example, media=tuple(str((place / path).resolve()) for path in example.media))
+        for place, example in load_examples(folder, split)  # type: ignore[arg-type]
+    ]
+
+
+def evaluate(
+    loaded: Loaded, examples: Sequence[Example], workdir: Path, *, slots: int, with_tools: bool = True, no_tools: bool
+) -> dict[str, Outcomes]:
+    """Asks all examples with tools, without, or both; writes the trajectories as they end.
+
+    Returns:
+      Judged trajectories by example, under `with_tools` and `without_tools`.
+    """
+    from pixelis_jax.commands.session import agent, default_workers
+    from pixelis_jax.evaluation import run as evaluation
+    from pixelis_jax.training.progress import Progress
+    from pixelis_jax.trajectory.io import write_trajectories
+
+    names = ({"with_tools": True} if with_tools else {}) | ({"without_tools": False} if no_tools else {})
+    conditions: dict[str, Outcomes] = {}
+    with agent(loaded, slots=slots, workers=default_workers()) as asked:
+        for name, use_tools in names.items():
+            with Progress(name.replace("_", " "), start=0, total=len(examples)) as progress:
+                done = 0
+
+                def ended(_: Trajectory) -> None:
+                    nonlocal done
+                    done += 1
+                    progress.advance(done)  # noqa: B023 - called within this turn of the loop only
+
+                conditions[name] = evaluation.run(asked, examples, use_tools=use_tools, on_episode=ended)
+            path = workdir / "trajectories" / f"{name}-0-0.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_trajectories(path, _relative(conditions[name].values(), path.parent))
+    return conditions
+
+
+def results_of(conditions: Mapping[str, Outcomes], examples: Sequence[Example]) -> dict[str, Any]:
+    """Summaries of each condition, by family too, with tool gain and tool harm where both were run."""
+    from pixelis_jax.evaluation import run as evaluation
+
+    results: dict[str, Any] = {
+        name: evaluation.summarize(outcomes) | {"families": evaluation.by_family(outcomes, examples)}
+        for name, outcomes in conditions.items()
+    }
+    if len(conditions) == 2:
+        gain, harm = evaluation.tool_gain_and_harm(conditions["with_tools"], conditions["without_tools"])
+        results |= {"tool_gain": gain, "tool_harm": harm}
+    return results
+
+
+def write_results(workdir: Path, results: Mapping[str, Any]) -> None:
+    """Writes `results.json`."""
+    from pixelis_jax.workdir.atomic import write_json
+
+    write_json(workdir / "results.json", results)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line a model and condition: accuracy with its interval, and the process metrics."""
+    head = ("", "n", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "mean chain", "tool gain", "tool harm")
+    lines = [head]
+    for model, results in rows.items():
+        for condition in ("without_tools", "with_tools"):
+            if condition in results:
+                lines.append(_line(f"{model}, {condition.replace('_', ' ')}", results[condition], results, condition))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _line(name: str, summary: Mapping[str, Any], results: Mapping[str, Any], condition: str) -> tuple[str, ...]:
+    low, high = summary["interval"]
+    both = condition == "with_tools" and "tool_gain" in results
+    return (
+        name,
+        str(summary["n"]),
+        f"{100 * summary['accuracy']:.1f} %",
+        f"{100 * low:.1f} - {100 * high:.1f}",
+        f"{summary['rapr']:.2f}",
+        f"{summary['racpr']:.2f}",
+        f"{100 * summary['valid_calls']:.1f} %",
+        f"{summary['mean_chain']:.2f}",
+        f"{100 * results['tool_gain']:.1f} %" if both else "",
+        f"{100 * results['tool_harm']:.1f} %" if both else "",
+    )
+
+
+def _relative(trajectories: Any, folder: Path) -> list[Trajectory]:
+    """Media named relative to the trace, so that a work directory can be moved."""
+    return [
+        dataclasses.replace(
+            trajectory,
+            media=tuple(
+                medium if medium.uri is None else dataclasses.replace(medium, uri=os.path.relpath(medium.uri, folder.resolve()))
+                for medium in trajectory.media
+            ),
+        )
+        for trajectory in trajectories
+    ]

@@ -1,0 +1,51 @@
+"""What `ask`, `eval` and `demo` share: a policy with its tools, ready to run episodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pixelis_jax.commands.models import Loaded
+    from pixelis_jax.rollout.agent import Agent, Request
+    from pixelis_jax.trajectory import Step
+
+TIMEOUT_S = 60.0
+"""Longest a call may take; the first call of a tool also loads its model."""
+
+
+@contextlib.contextmanager
+def agent(
+    loaded: Loaded,
+    *,
+    slots: int = 1,
+    capacity: int = 768,
+    workers: int = 1,
+    imports: tuple[str, ...] = (),
+    on_step: Callable[[Request, Step], None] | None = None,
+) -> Iterator[Agent]:
+    """An agent whose tool workers live as long as the context.
+
+    Args:
+      loaded: The policy.
+      slots: Episodes that run together.
+      capacity: Most tokens of an episode.
+      workers: Tool processes.
+      imports: Modules of the user's own that register tools.
+      on_step: Called with each step as it happens.
+    """
+    from pixelis_jax.rollout.agent import Agent, make_engine
+    from tools_host.config import ToolsConfig
+    from tools_host.pool import WorkerPool
+
+    tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text, imports=imports)
+    engine = make_engine(loaded.model, loaded.encoder, slots=slots, capacity=capacity)
+    with WorkerPool(tools, workers=workers, timeout_s=TIMEOUT_S) as pool:
+        yield Agent(engine, loaded.encoder, pool, tools, policy=loaded.info, on_step=on_step)
+
+
+def default_workers() -> int:
+    """Tool processes for a batch of episodes: half the cores, the rest decodes."""
+    return max(1, (os.cpu_count() or 2) // 2)

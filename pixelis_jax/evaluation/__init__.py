@@ -1,0 +1,1 @@
+"""Benchmarks: run a policy over examples, judge its answers, and say how sure the numbers are."""
