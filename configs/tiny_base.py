@@ -5,8 +5,9 @@
 Cost and result: see docs/training.md. Draws its scenes into `<workdir>/data` first.
 """
 
-from configs import tiny_sft
 from ml_collections import ConfigDict
+
+from configs import tiny_sft
 
 COUNTS = {
     "read": 6000,

@@ -7,7 +7,6 @@ Cost and result: see docs/training.md. Starts from `tiny_base`; builds its data 
 
 from ml_collections import ConfigDict
 
-
 FAMILIES = ("read", "shape", "angle", "where", "blink", "cut", "flash_read", "flash_shape", "follow_read")
 
 

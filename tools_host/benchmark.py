@@ -272,9 +272,7 @@ def _paint_card(
     box = (x, y, x + width + 24, y + height + 24)
     dark = bool(rng.integers(2))
     cv2.rectangle(image, box[:2], box[2:], (25, 30, 60) if dark else (250, 245, 225), -1)
-    cv2.putText(
-        image, code, (x + 12, y + height + 12), font, scale, (255, 240, 120) if dark else (40, 10, 90), 2, cv2.LINE_AA
-    )
+    cv2.putText(image, code, (x + 12, y + height + 12), font, scale, (255, 240, 120) if dark else (40, 10, 90), 2, cv2.LINE_AA)
     return tuple(float(value) for value in box)  # type: ignore[return-value]
 
 

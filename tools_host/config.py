@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from tools_host.backend import BACKENDS, Backend, accepted_options, default_backend
 from tools_host.dialect import QWEN_ZOOM
@@ -16,6 +16,14 @@ from tools_host.protocol import ToolFailure
 from tools_host.schema import TOOLS, Tool
 
 Dialect = Literal["native", "qwen3_vl"]
+
+
+class ToolVersion(TypedDict):
+    """Which implementation of a tool answers."""
+
+    backend: str
+    version: str
+    weights_sha256: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +117,7 @@ class ToolsConfig:
         extra = [QWEN_ZOOM.schema()] if self.dialect == "qwen3_vl" else []
         return [TOOLS[name].schema() for name in self.tools] + extra
 
-    def tool_versions(self) -> dict[str, dict[str, str | None]]:
+    def tool_versions(self) -> dict[str, ToolVersion]:
         """`{name: {"backend", "version", "weights_sha256"}}`, the `tools` field of a trajectory."""
         return {
             name: {

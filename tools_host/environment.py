@@ -154,9 +154,7 @@ class EpisodeEnvironment:
             return self._spec(value.id)
         if isinstance(value, RegionRef):
             region = self.regions[value.id - 1]
-            return RegionSpec(
-                media=self._spec(region.media), bbox_2d=region.bbox_2d, mask=region.mask, time_s=region.time_s
-            )
+            return RegionSpec(media=self._spec(region.media), bbox_2d=region.bbox_2d, mask=region.mask, time_s=region.time_s)
         return value
 
     def _spec(self, media_id: int) -> MediaSpec:

@@ -17,7 +17,17 @@ from tools_host.images import MediaError, frame_count, is_image, read_image
 from tools_host.protocol import Media, MediaKind, MediaSpec, MediaView, Parent, RegionSpec, RegionView
 from tools_host.videos import VideoInfo, read_frames, read_info
 
-__all__ = ["ImageView", "MediaError", "MediaInfo", "MediaStore", "VideoView", "draw_mask", "file_sha256", "media_spec", "sample_frames"]
+__all__ = [
+    "ImageView",
+    "MediaError",
+    "MediaInfo",
+    "MediaStore",
+    "VideoView",
+    "draw_mask",
+    "file_sha256",
+    "media_spec",
+    "sample_frames",
+]
 
 TINT = np.array([255, 0, 160], dtype=np.float32)
 """Colour of drawn masks: rare in photographs, readable on dark and light."""

@@ -190,7 +190,7 @@ class ToolRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """A region as a tool returns it: box `(x1, y1, x2, y2)` in pixels of the medium (exclusive ends), mask `[H, W]` bool over it."""
+    """A region as a tool returns it: box `(x1, y1, x2, y2)` in pixels of the medium, ends exclusive; mask bool `[H, W]`."""
 
     box_px: tuple[float, float, float, float]
     mask: np.ndarray | None = None
@@ -279,7 +279,7 @@ class RegionView:
 
 
 class ToolPool(Protocol):
-    """Runs checked calls in worker processes. A future's result is a `ToolOutput` or a `ToolError`; it never raises for a bad call."""
+    """Runs checked calls in worker processes. A future's result is a `ToolOutput` or a `ToolError`: a bad call never raises."""
 
     def submit(self, request: ToolRequest) -> Future[ToolOutput | ToolError]:
         """Queues a call; blocks while the bounded queue is full."""

@@ -163,9 +163,7 @@ def describe(function: ToolFunction, *, paper: str, version: str, kinds: tuple[M
     for key in injected:
         if parameters[key].kind is not inspect.Parameter.KEYWORD_ONLY:
             raise TypeError(f"parameter {key!r} of tool {name!r} must be keyword-only: the worker fills it in")
-    arguments = [
-        _argument(name, parameter, hints, texts) for parameter in parameters.values() if parameter.name not in INJECTED
-    ]
+    arguments = [_argument(name, parameter, hints, texts) for parameter in parameters.values() if parameter.name not in INJECTED]
     stray = sorted(set(texts) - {argument.name for argument in arguments} - set(INJECTED))
     if stray:
         raise TypeError(f"the docstring of tool {name!r} describes {', '.join(stray)}, which it does not take")
@@ -187,9 +185,7 @@ def describe(function: ToolFunction, *, paper: str, version: str, kinds: tuple[M
     )
 
 
-def _argument(
-    tool_name: str, parameter: inspect.Parameter, hints: Mapping[str, Any], texts: Mapping[str, str]
-) -> Argument:
+def _argument(tool_name: str, parameter: inspect.Parameter, hints: Mapping[str, Any], texts: Mapping[str, str]) -> Argument:
     where = f"parameter {parameter.name!r} of tool {tool_name!r}"
     if parameter.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
         raise TypeError(f"{where} must be an ordinary parameter: others (*args, **kwargs) have no schema")

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Literal
 
 from pixelis_jax.commands.errors import UserError
 
-SPLITS = ("train", "val", "test", "shift")
+SPLITS: tuple[Literal["train", "val", "test", "shift"], ...] = ("train", "val", "test", "shift")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,8 @@
   pixelis demo                      about 20 minutes on two cores
   pixelis demo --workdir=demo
 
-Starts from `tiny_base`, which can look and answer but has never seen a tool. The table compares it with what the demo trained, with
-and without tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
+Starts from `tiny_base`, which can look and answer but has never seen a tool. The table compares it with what the demo trained,
+with and without tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
 """
 
 from __future__ import annotations

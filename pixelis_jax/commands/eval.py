@@ -2,7 +2,8 @@
 
   pixelis eval --config=configs/eval_scenes.py --model=tiny_sft --workdir=runs/eval
 
-Writes results.json, the trajectories of both conditions and report.html. Run again, the same command keeps the data that it built.
+Writes results.json, the trajectories of both conditions and report.html. Run again, the same command keeps the data that it
+built.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a Python file with get_config(); --config.FIELD=VALUE changes a field",
     )
-    parser.add_argument(
-        "--model", required=True, help="a shipped name, a work directory or a directory in the published layout"
-    )
+    parser.add_argument("--model", required=True, help="a shipped name, a work directory or a directory in the published layout")
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="where results, trajectories and report go")
 
 
@@ -121,7 +120,7 @@ def write_results(workdir: Path, results: Mapping[str, Any]) -> None:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a model and condition: accuracy with its interval, and the process metrics."""
     head = ("", "n", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "mean chain", "tool gain", "tool harm")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for model, results in rows.items():
         for condition in ("without_tools", "with_tools"):
             if condition in results:

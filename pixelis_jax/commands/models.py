@@ -33,9 +33,7 @@ class Loaded:
 
 def shipped() -> list[str]:
     """Names of the weights that come with the package."""
-    return (
-        sorted(path.name for path in SHIPPED.iterdir() if (path / "config.json").exists()) if SHIPPED.is_dir() else []
-    )
+    return sorted(path.name for path in SHIPPED.iterdir() if (path / "config.json").exists()) if SHIPPED.is_dir() else []
 
 
 def locate(name: str) -> Path:

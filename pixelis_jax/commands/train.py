@@ -89,7 +89,9 @@ def build_data(config: ConfigDict, workdir: Path, loaded: Loaded) -> Path:
         return path
     tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text)
     folder = workdir / "data" / "scenes"
-    shards = build(folder, "train", scenes["counts"], scenes["workers"], seed=scenes["seed"], styles=scenes["styles"], config=tools)
+    shards = build(
+        folder, "train", scenes["counts"], scenes["workers"], seed=scenes["seed"], styles=scenes["styles"], config=tools
+    )
     total = sum(-(-count // 100) for count in scenes["counts"].values())
     with Progress("traces", start=0, total=total) as progress:
         for number, _ in enumerate(shards, start=1):
@@ -121,5 +123,5 @@ def _use_compilation_cache(workdir: Path) -> None:
     """A restart finds what was compiled before, beside the run."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # jax adds its options at run time
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))

@@ -77,8 +77,7 @@ def audit(directory: str | Path, splits: tuple[Split, ...] = ("train", "val", "t
         for split, examples in read.items()
     }
     strings = {
-        split: {str(example.truth) for _, example in examples if example.family in _STRINGS}
-        for split, examples in read.items()
+        split: {str(example.truth) for _, example in examples if example.family in _STRINGS} for split, examples in read.items()
     }
     pairs = []
     for left, right in itertools.combinations(read, 2):

@@ -172,9 +172,7 @@ def _plan(
     return shards
 
 
-def _trace(
-    shard: Shard, scene: Scene, example: Example, directory: Path, pool: ToolPool, store: MediaStore
-) -> Trajectory:
+def _trace(shard: Shard, scene: Scene, example: Example, directory: Path, pool: ToolPool, store: MediaStore) -> Trajectory:
     rng = generator(f"{shard.family}/trace", shard.split, scene.index, shard.seed)
     names = list(shard.styles)
     shares = np.array([shard.styles[name] for name in names], float)

@@ -1,9 +1,9 @@
 """What the base model is trained on, before it has ever seen a tool: to say what is where.
 
-A question about one object teaches a small model next to nothing about boxes; a caption that lists every object with its box, in
-random order, teaches it within minutes (`docs/training.md`). So most samples are captions: of whole scenes and their mirror images
-(drawing a scene costs more than learning from it), of crops such as `zoom` will return, and of single frames such as `localize`
-will return. The others are the scenes' own questions with their answers.
+A question about one object teaches a small model next to nothing about boxes; a caption that lists every object with its box,
+in random order, teaches it within minutes (`docs/training.md`). So most samples are captions: of whole scenes and their mirror
+images (drawing a scene costs more than learning from it), of crops such as `zoom` will return, and of single frames such as
+`localize` will return. The others are the scenes' own questions with their answers.
 """
 
 from __future__ import annotations

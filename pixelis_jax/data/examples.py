@@ -29,10 +29,8 @@ OPERATIONS = ("zoom", "segment", "track", "ocr", "localize", "properties")
 
 def encode_look(sample: LookSample, encoder: Encoder) -> EncodedExample:
     """A caption or a question answered at once, as an encoded example; every token of the turn weighs 1."""
-    if sample.times_s is None:
-        thumbnail = encoder.image(sample.pixels)
-    else:
-        thumbnail = encoder.video(sample.pixels, sample.times_s.tolist())
+    times = sample.times_s
+    thumbnail = encoder.image(sample.pixels) if times is None else encoder.video(sample.pixels, times.tolist())
     return encode_turn(thumbnail, sample.question, sample.turn, encoder)
 
 

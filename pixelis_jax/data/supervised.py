@@ -53,9 +53,7 @@ def is_direct(trajectory: Trajectory) -> bool:
     return trajectory.id.endswith(f"-{DIRECT}")
 
 
-def show(
-    trajectory: Trajectory, folder: Path, encoder: Encoder, store: MediaStore
-) -> tuple[Trajectory, dict[int, Thumbnail]]:
+def show(trajectory: Trajectory, folder: Path, encoder: Encoder, store: MediaStore) -> tuple[Trajectory, dict[int, Thumbnail]]:
     """Makes the thumbnails of a trajectory's media.
 
     Args:

@@ -1,9 +1,9 @@
 """The tokenizer of the tiny policy, made from the texts of its own traces.
 
-A published tokenizer would spend most of a short episode on JSON. This one knows whole pieces of the call grammar, whole words, and
-coordinates as one token each, while anything that is copied out of the pixels (random strings, measures) stays one character a
-token. It is an ordinary Hugging Face `tokenizer.json`: a byte-level BPE without merges, in which a piece that is in the vocabulary
-is one token (`ignore_merges`) and any other piece falls back to its bytes.
+A published tokenizer would spend most of a short episode on JSON. This one knows whole pieces of the call grammar, whole words,
+and coordinates as one token each, while anything that is copied out of the pixels (random strings, measures) stays one
+character a token. It is an ordinary Hugging Face `tokenizer.json`: a byte-level BPE without merges, in which a piece that is in
+the vocabulary is one token (`ignore_merges`) and any other piece falls back to its bytes.
 """
 
 from __future__ import annotations

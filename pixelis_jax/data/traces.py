@@ -126,11 +126,7 @@ def oracle_trajectory(
         conclusion = runner.follow(scene, place, before)
         steps = runner.steps
     answer = conclusion.answer
-    final = (
-        None
-        if answer is None
-        else Final(raw=f"{conclusion.thought}<answer>{answer}</answer>", thought=conclusion.thought)
-    )
+    final = None if answer is None else Final(raw=f"{conclusion.thought}<answer>{answer}</answer>", thought=conclusion.thought)
     return Trajectory(
         id=f"{example.id}-{style}",
         example=example.id,
@@ -202,9 +198,7 @@ def _trap(rng: np.random.Generator, scene: Scene, place: Place) -> Mistake:
         if plan.call.name in swapped and rng.random() < 0.5:
             name, lesson = swapped[plan.call.name]
             return ToolCall(name=name, arguments=arguments), lesson
-        boxes = [
-            other.box_px() for other in scene.objects if other is not scene.asked and other.kind == scene.asked.kind
-        ]
+        boxes = [other.box_px() for other in scene.objects if other is not scene.asked and other.kind == scene.asked.kind]
         seen = [box for box in boxes if box is not None]
         arguments["bbox_2d"] = list(place(seen[int(rng.integers(len(seen)))], scene.width, scene.height))
         return ToolCall(name=plan.call.name, arguments=arguments), "Wrong one."
@@ -219,9 +213,7 @@ def _bad_call(rng: np.random.Generator) -> Mistake:
     def mistake(plan: Plan) -> tuple[ToolCall, str]:
         arguments = dict(plan.call.arguments)
         faults = ["media", "unknown"]
-        faults += (
-            ["box"] * ("bbox_2d" in arguments) + ["time"] * ("time_s" in arguments) + ["event"] * ("event" in arguments)
-        )
+        faults += ["box"] * ("bbox_2d" in arguments) + ["time"] * ("time_s" in arguments) + ["event"] * ("event" in arguments)
         fault = faults[int(rng.integers(len(faults)))]
         if fault == "media":
             arguments["media"] = int(rng.integers(2, 5))
@@ -246,8 +238,6 @@ def _source(scene: Scene) -> Source:
 @functools.lru_cache(maxsize=8)  # Hashes the weights.
 def _tool_infos(config: ToolsConfig) -> dict[str, ToolInfo]:
     return {
-        name: ToolInfo(
-            backend=str(info["backend"]), version=str(info["version"]), weights_sha256=info["weights_sha256"]
-        )
+        name: ToolInfo(backend=str(info["backend"]), version=str(info["version"]), weights_sha256=info["weights_sha256"])
         for name, info in config.tool_versions().items()
     }

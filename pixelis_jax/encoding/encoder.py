@@ -1,7 +1,7 @@
 """Turns an episode's segments and pixels into the arrays that the policy takes, whole or chunk by chunk.
 
-The rollout encodes a prompt and then each observation as a `Chunk` of its own; supervised data encodes a whole trajectory at once.
-Both go through `Encoder.encode`, so that both have the same ids and positions.
+The rollout encodes a prompt and then each observation as a `Chunk` of its own; supervised data encodes a whole trajectory at
+once. Both go through `Encoder.encode`, so that both have the same ids and positions.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
@@ -39,7 +40,7 @@ class TextTokenizer:
         """Ids of a text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids, special tokens included; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(self.token_bytes[int(token)] for token in ids).decode("utf-8", errors="replace")
 

@@ -144,9 +144,7 @@ def masked_mean(values: Float[Array, "*n"], valid: Bool[Array, "*n"]) -> Float[A
     return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
-def mean_over_heads(
-    losses: Mapping[str, Float[Array, "*n"]], valid: Mapping[str, Bool[Array, "*n"]]
-) -> Float[Array, ""]:
+def mean_over_heads(losses: Mapping[str, Float[Array, "*n"]], valid: Mapping[str, Bool[Array, "*n"]]) -> Float[Array, ""]:
     """Mean, over the heads that apply to at least one call, of each head's mean loss.
 
     Args:

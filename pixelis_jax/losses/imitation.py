@@ -5,9 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def token_weights(
-    roles: Int[Array, " N"], mask: Float[Array, " N"], role_weights: Float[Array, " R"]
-) -> Float[Array, " N"]:
+def token_weights(roles: Int[Array, " N"], mask: Float[Array, " N"], role_weights: Float[Array, " R"]) -> Float[Array, " N"]:
     """Weighs each token by its role: `m_t w(role_t)`.
 
     Args:

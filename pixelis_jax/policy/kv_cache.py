@@ -1,5 +1,6 @@
 """Keys and values of earlier tokens, one row a sequence; rows have different lengths."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Self
 
@@ -61,7 +62,8 @@ class KVCache:
             # Index arrays around a slice move to the front: the update is [B, T, Hkv, Dh].
             return cache.at[rows, :, slots].set(jnp.swapaxes(new, 1, 2).astype(cache.dtype), mode="drop")
 
-        return self.replace(
+        return dataclasses.replace(
+            self,
             k=tuple(map(write, self.k, k)),
             v=tuple(map(write, self.v, v)),
             length=jnp.minimum(self.length + valid.sum(axis=1, dtype=jnp.int32), self.capacity),
@@ -69,4 +71,4 @@ class KVCache:
 
     def reset(self, rows: jax.Array) -> Self:
         """Empties the rows where `rows` ``[B]`` bool is true."""
-        return self.replace(length=jnp.where(rows, 0, self.length))
+        return dataclasses.replace(self, length=jnp.where(rows, 0, self.length))

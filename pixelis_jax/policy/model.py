@@ -19,9 +19,7 @@ class Qwen3VL(nnx.Module):
     are static. Parameters of the released models load through `pixelis_jax.policy.weights`.
     """
 
-    def __init__(
-        self, config: Qwen3VLConfig, *, precision: Precision | None = None, remat: bool = False, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: Qwen3VLConfig, *, precision: Precision | None = None, remat: bool = False, rngs: nnx.Rngs):
         """Creates a randomly initialised model.
 
         Args:

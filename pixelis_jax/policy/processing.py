@@ -240,9 +240,7 @@ def process_video(
     return patches, grid, times
 
 
-def resize_video(
-    frames: np.ndarray, times_s: Sequence[float], config: ProcessingConfig
-) -> tuple[np.ndarray, list[float]]:
+def resize_video(frames: np.ndarray, times_s: Sequence[float], config: ProcessingConfig) -> tuple[np.ndarray, list[float]]:
     """Resizes a clip to what the model sees; an odd clip repeats its last frame.
 
     Args:

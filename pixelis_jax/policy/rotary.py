@@ -69,9 +69,7 @@ def text_angles(positions: jax.Array, config: TextConfig) -> jax.Array:
     return jnp.where(height, angles[..., 1, :], jnp.where(width, angles[..., 2, :], angles[..., 0, :]))
 
 
-def mrope_positions(
-    ids: np.ndarray, grids: Sequence[Grid], config: Qwen3VLConfig, *, start: int = 0
-) -> tuple[np.ndarray, int]:
+def mrope_positions(ids: np.ndarray, grids: Sequence[Grid], config: Qwen3VLConfig, *, start: int = 0) -> tuple[np.ndarray, int]:
     """Positions of a token sequence, or of a chunk that continues one.
 
     Text advances all three coordinates. A visual span at p has ``T = p, H = p + row, W = p + column`` on the merged

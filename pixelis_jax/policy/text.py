@@ -1,5 +1,7 @@
 """The decoder of Qwen3-VL: grouped-query attention with per-head norms, SwiGLU, DeepStack features added on the way."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -27,9 +29,7 @@ class AttentionContext:
     past_bias: jax.Array | None
 
     @classmethod
-    def create(
-        cls, positions: jax.Array, segments: jax.Array, cache: KVCache | None, config: TextConfig
-    ) -> "AttentionContext":
+    def create(cls, positions: jax.Array, segments: jax.Array, cache: KVCache | None, config: TextConfig) -> "AttentionContext":
         """Builds the context from positions ``[B, T, 3]`` and segment ids ``[B, T]`` (0 = padding)."""
         angles = text_angles(positions, config)[:, None]
         count = segments.shape[1]
@@ -55,11 +55,11 @@ class TextAttention(nnx.Module):
     def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
         size, width = config.hidden_size, config.head_dim
         queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
-        options = {"bias": False, "stddev": config.initializer_range, "precision": precision, "rngs": rngs}
-        self.q_proj = layers.Linear(size, queries, axes=("embed", "heads"), **options)
-        self.k_proj = layers.Linear(size, keys, axes=("embed", "kv_heads"), **options)
-        self.v_proj = layers.Linear(size, keys, axes=("embed", "kv_heads"), **options)
-        self.o_proj = layers.Linear(queries, size, axes=("heads", "embed"), **options)
+        linear = functools.partial(layers.Linear, bias=False, stddev=config.initializer_range, precision=precision, rngs=rngs)
+        self.q_proj = linear(size, queries, axes=("embed", "heads"))
+        self.k_proj = linear(size, keys, axes=("embed", "kv_heads"))
+        self.v_proj = linear(size, keys, axes=("embed", "kv_heads"))
+        self.o_proj = linear(queries, size, axes=("heads", "embed"))
         self.q_norm = layers.RMSNorm(width, eps=config.rms_norm_eps, precision=precision)
         self.k_norm = layers.RMSNorm(width, eps=config.rms_norm_eps, precision=precision)
         self.kv_heads = config.num_key_value_heads
@@ -87,6 +87,7 @@ class TextAttention(nnx.Module):
         grouped = q.reshape(batch, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
         scores = _scores(grouped, k) + context.chunk_bias
         if past is not None:
+            assert context.past_bias is not None  # made from the same cache
             # The chunk is not yet in the cache: reading before the one write at the end lets XLA update in place.
             scores = jnp.concatenate([_scores(grouped, past[0]) + context.past_bias, scores], axis=-1)
         weights = layers.softmax(scores, self.compute)
@@ -112,10 +113,10 @@ class TextMLP(nnx.Module):
 
     def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
         size, wide = config.hidden_size, config.intermediate_size
-        options = {"bias": False, "stddev": config.initializer_range, "precision": precision, "rngs": rngs}
-        self.gate_proj = layers.Linear(size, wide, axes=("embed", "mlp"), **options)
-        self.up_proj = layers.Linear(size, wide, axes=("embed", "mlp"), **options)
-        self.down_proj = layers.Linear(wide, size, axes=("mlp", "embed"), **options)
+        linear = functools.partial(layers.Linear, bias=False, stddev=config.initializer_range, precision=precision, rngs=rngs)
+        self.gate_proj = linear(size, wide, axes=("embed", "mlp"))
+        self.up_proj = linear(size, wide, axes=("embed", "mlp"))
+        self.down_proj = linear(wide, size, axes=("mlp", "embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -146,9 +147,7 @@ class TextDecoder(nnx.Module):
         shape = (config.vocab_size, config.hidden_size)
         table = jax.random.normal(rngs.params(), shape, precision.params) * config.initializer_range
         self.embedding = nnx.Param(table, logical_axes=("vocab", "embed"))
-        self.layers = nnx.List(
-            [DecoderLayer(config, precision=precision, rngs=rngs) for _ in range(config.num_hidden_layers)]
-        )
+        self.layers = nnx.List([DecoderLayer(config, precision=precision, rngs=rngs) for _ in range(config.num_hidden_layers)])
         self.norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, precision=precision)
         self.config = config
         self.compute = precision.compute

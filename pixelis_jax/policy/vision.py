@@ -4,6 +4,8 @@ Frames are batched, never concatenated: attention inside a temporal patch only, 
 segment mask for, is here a matter of shape.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -140,9 +142,9 @@ class VisionMLP(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, precision: Precision, rngs: nnx.Rngs):
         size, wide, stddev = config.hidden_size, config.intermediate_size, config.initializer_range
-        options = {"bias": True, "stddev": stddev, "precision": precision, "rngs": rngs}
-        self.fc1 = layers.Linear(size, wide, axes=("vision_embed", "vision_mlp"), **options)
-        self.fc2 = layers.Linear(wide, size, axes=("vision_mlp", "vision_embed"), **options)
+        linear = functools.partial(layers.Linear, bias=True, stddev=stddev, precision=precision, rngs=rngs)
+        self.fc1 = linear(size, wide, axes=("vision_embed", "vision_mlp"))
+        self.fc2 = linear(wide, size, axes=("vision_mlp", "vision_embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(layers.gelu_tanh(self.fc1(x)))
@@ -171,10 +173,10 @@ class PatchMerger(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, norm_after_fold: bool, precision: Precision, rngs: nnx.Rngs):
         folded = config.hidden_size * config.merge_unit
-        options = {"bias": True, "stddev": config.initializer_range, "precision": precision, "rngs": rngs}
+        linear = functools.partial(layers.Linear, bias=True, stddev=config.initializer_range, precision=precision, rngs=rngs)
         self.norm = layers.LayerNorm(folded if norm_after_fold else config.hidden_size, precision=precision)
-        self.fc1 = layers.Linear(folded, folded, axes=("vision_embed", "vision_mlp"), **options)
-        self.fc2 = layers.Linear(folded, config.out_hidden_size, axes=("vision_mlp", "embed"), **options)
+        self.fc1 = linear(folded, folded, axes=("vision_embed", "vision_mlp"))
+        self.fc2 = linear(folded, config.out_hidden_size, axes=("vision_mlp", "embed"))
         self.norm_after_fold = norm_after_fold
         self.unit = config.merge_unit
 
@@ -203,10 +205,7 @@ class VisionTower(nnx.Module):
         self.blocks = nnx.List([VisionBlock(config, precision=precision, rngs=rngs) for _ in range(config.depth)])
         self.merger = PatchMerger(config, norm_after_fold=False, precision=precision, rngs=rngs)
         self.deepstack_mergers = nnx.List(
-            [
-                PatchMerger(config, norm_after_fold=True, precision=precision, rngs=rngs)
-                for _ in config.deepstack_visual_indexes
-            ]
+            [PatchMerger(config, norm_after_fold=True, precision=precision, rngs=rngs) for _ in config.deepstack_visual_indexes]
         )
         self.config = config
         self.remat = remat
@@ -234,7 +233,7 @@ class VisionTower(nnx.Module):
         x = self.patch_embed(inputs.patches.reshape(-1, count, self.config.patch_dim))
         x = x + self.positions(rows, columns, grid).astype(x.dtype)
         block_call = nnx.remat(VisionBlock.__call__) if self.remat else VisionBlock.__call__
-        taps = []
+        taps: list[jax.Array] = []
         for depth, block in enumerate(self.blocks):
             x = block_call(block, x, rotary, bias)
             if depth in self.config.deepstack_visual_indexes:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from pixelis_jax.policy.model import Qwen3VL
 from pixelis_jax.sharding import parameter_sharding
 
 INDEX = "model.safetensors.index.json"
-Path = tuple[str | int, ...]
+Path = tuple[Hashable, ...]
 
 
 class WeightsError(ValueError):
@@ -127,9 +127,7 @@ def _decoder_layer(name: str, path: Path) -> dict[str, Entry]:
         f"{name}self_attn.{part}.weight": Entry((*path, "attn", part, "kernel"), LINEAR)
         for part in ("q_proj", "k_proj", "v_proj", "o_proj")
     }
-    head_norms = {
-        f"{name}self_attn.{part}.weight": Entry((*path, "attn", part, "scale"), COPY) for part in ("q_norm", "k_norm")
-    }
+    head_norms = {f"{name}self_attn.{part}.weight": Entry((*path, "attn", part, "scale"), COPY) for part in ("q_norm", "k_norm")}
     mlp = {
         f"{name}mlp.{part}.weight": Entry((*path, "mlp", part, "kernel"), LINEAR)
         for part in ("gate_proj", "up_proj", "down_proj")
@@ -304,7 +302,7 @@ def _write(model: Qwen3VL, directory: epath.Path, max_shard_bytes: int) -> None:
         shards[-1].append(name)
         filled, total = filled + size, total + size
     shapes = published_names(model.config)
-    files = {}
+    files: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}

@@ -56,8 +56,8 @@ class EpisodeLimits:
 class Request:
     """One episode to run. `seed` and `sample` are all its randomness; greedy when `temperature` is 0.
 
-    `use_tools` False is the no-tools condition: the prompt names no tool and the token that opens a call is banned. `uris` are what
-    the trajectory calls the example's media, by default their paths.
+    `use_tools` False is the no-tools condition: the prompt names no tool and the token that opens a call is banned. `uris` are
+    what the trajectory calls the example's media, by default their paths.
     """
 
     example: Example
@@ -131,31 +131,41 @@ class Agent:
         self._versions = {name: ToolInfo(**fields) for name, fields in tools.tool_versions().items()}
         self._store = MediaStore(tools.cache_bytes)
         self._running: dict[int, _Running] = {}
-        self._calls: dict[concurrent.futures.Future[ToolOutput | ToolError], int] = {}
+        # By slot: equal calls of two episodes that are under way together share one future.
+        self._calls: dict[int, concurrent.futures.Future[ToolOutput | ToolError]] = {}
 
     def run(self, requests: Iterable[Request]) -> Iterator[Episode]:
         """Yields episodes as they end, which is not the order of `requests`.
+
+        A caller that stops before the end leaves free slots behind.
 
         Raises:
           tools_host.media.MediaError: A medium of an example cannot be read.
         """
         waiting = iter(requests)
         exhausted = False
-        while True:
-            while not exhausted and self._engine.free_slots:
-                request = next(waiting, None)
-                if request is None:
-                    exhausted = True
-                else:
-                    self._open(request)
-            if exhausted and not self._running:
-                return
-            for result in self._engine.step():
-                if (episode := self._turn(result)) is not None:
-                    yield episode
-            yield from self._observations(block=not self._engine.busy)
+        try:
+            while True:
+                while not exhausted and self._engine.free_slots:
+                    request = next(waiting, None)
+                    if request is None:
+                        exhausted = True
+                    elif (episode := self._open(request)) is not None:
+                        yield episode
+                if exhausted and not self._running:
+                    return
+                for result in self._engine.step():
+                    if (episode := self._turn(result)) is not None:
+                        yield episode
+                yield from self._observations(block=not self._engine.busy)
+        finally:
+            for slot in self._running:
+                self._engine.release(slot)
+            self._running.clear()
+            self._calls.clear()
 
-    def _open(self, request: Request) -> None:
+    def _open(self, request: Request) -> Episode | None:
+        """Gives a request a slot; a prompt that does not fit is an episode that has ended."""
         environment = EpisodeEnvironment(request.example.media, self._tools, uris=request.uris, store=self._store)
         thumbnails: dict[int, Thumbnail] = {}
         for medium in environment.media:
@@ -176,7 +186,6 @@ class Agent:
             ban_tools=not request.use_tools,
             max_turn_tokens=self._limits.max_turn_tokens,
         )
-        slot = self._engine.submit(chunk, options)
         running = _Running(
             request=request,
             environment=environment,
@@ -185,7 +194,12 @@ class Agent:
             started=time.monotonic(),
         )
         running.add(chunk.ids, chunk.roles, None, chunk.media_spans)
+        try:
+            slot = self._engine.submit(chunk, options)
+        except CacheFullError:
+            return self._episode(running, "context_full", None, None)
         self._running[slot] = running
+        return None
 
     def _show(self, environment: EpisodeEnvironment, media_id: int) -> Thumbnail:
         """Makes the thumbnail of a medium and tells the environment what it was."""
@@ -210,8 +224,11 @@ class Agent:
         if result.ended != "stop":
             stopped: Stopped = "context_full" if result.ended == "full" else "max_tokens"
             return self._close(result.slot, stopped, Final(raw=raw, thought=turn.thought), None)
-        if turn.call is None and turn.error is None:
+        if turn.answer is not None:
             return self._close(result.slot, "answer", Final(raw=raw, thought=turn.thought), turn.answer)
+        if not running.request.use_tools:
+            # The opening token is banned, but its text can still be spelled; no tool was offered, so it is only text.
+            return self._close(result.slot, "answer", Final(raw=raw, thought=""), raw.strip())
         if len(running.steps) >= self._limits.max_steps:
             return self._close(result.slot, "max_steps", Final(raw=raw, thought=turn.thought), None)
         if time.monotonic() - running.started > self._limits.wall_clock_s:
@@ -223,19 +240,17 @@ class Agent:
             future.set_result(prepared)
         else:
             future = self._pool.submit(prepared)
-        self._calls[future] = result.slot
+        self._calls[result.slot] = future
         return None
 
     def _observations(self, *, block: bool) -> Iterator[Episode]:
         """Takes the calls that are done; waits for one if the engine has nothing else to do."""
         if not self._calls:
             return
-        timeout = None if block else 0
-        done, _ = concurrent.futures.wait(self._calls, timeout, concurrent.futures.FIRST_COMPLETED)
-        # In slot order, so that what the engine is given does not depend on the order of a set.
-        for future in sorted(done, key=lambda future: self._calls[future]):
-            slot = self._calls.pop(future)
-            if (episode := self._observe(slot, future.result())) is not None:
+        if block:
+            concurrent.futures.wait(self._calls.values(), return_when=concurrent.futures.FIRST_COMPLETED)
+        for slot in sorted(slot for slot, future in self._calls.items() if future.done()):
+            if (episode := self._observe(slot, self._calls.pop(slot).result())) is not None:
                 yield episode
 
     def _observe(self, slot: int, output: ToolOutput | ToolError) -> Episode | None:
@@ -261,6 +276,7 @@ class Agent:
         try:
             self._engine.extend(slot, chunk)
         except CacheFullError:
+            # The step is kept, since its tool did run; the tokens end with the turn that called it.
             return self._close(slot, "context_full", None, None)
         running.add(chunk.ids, chunk.roles, None, chunk.media_spans)
         running.position = chunk.next_position
@@ -269,6 +285,9 @@ class Agent:
     def _close(self, slot: int, stopped: Stopped, final: Final | None, answer: str | None) -> Episode:
         running = self._running.pop(slot)
         self._engine.release(slot)
+        return self._episode(running, stopped, final, answer)
+
+    def _episode(self, running: _Running, stopped: Stopped, final: Final | None, answer: str | None) -> Episode:
         request = running.request
         example = request.example
         trajectory = Trajectory(
@@ -289,6 +308,7 @@ class Agent:
                 "temperature": request.temperature,
                 "use_tools": request.use_tools,
                 "family": example.family,
+                "truth": example.truth,
                 "environment": environment_record(self._tools),
             },
             tools=self._versions,
@@ -315,15 +335,21 @@ def make_engine(model: Qwen3VL, encoder: Encoder, *, slots: int, capacity: int, 
         slots=slots,
         capacity=capacity,
         stop_id=tokenizer.id(END_OF_TURN),
-        banned_ids=never_sampled_ids(tokenizer),
+        banned_ids=banned_ids(encoder),
         tool_open_id=tokenizer.id(CALL_OPEN_TOKEN),
         patch_bucket=encoder.prompt.patch_bucket,
         block=block,
     )
 
 
+def banned_ids(encoder: Encoder) -> list[int]:
+    """Ids that take no probability, in the sampler and in the trainer alike: vision and padding tokens, and embedding rows
+    beyond the tokenizer's vocabulary."""
+    return [*never_sampled_ids(encoder.tokenizer), *range(encoder.tokenizer.size, encoder.model.text.vocab_size)]
+
+
 def never_sampled_ids(tokenizer: TextTokenizer) -> list[int]:
-    """Ids of vision and padding tokens: they take no probability, in the sampler and in the trainer alike."""
+    """Ids of vision and padding tokens."""
     return [tokenizer.id(token) for token in NEVER_SAMPLED]
 
 

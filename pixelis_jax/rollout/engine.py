@@ -1,7 +1,8 @@
 """The rollout engine: a fixed number of sequences that are decoded together, each behind its own KV cache.
 
-A prompt or an observation is a `Chunk`; it is prefilled behind what its slot already holds, so no token is computed twice. A jitted
-block decodes every active slot until each has ended its turn or the block is used up; nothing leaves the device in between.
+A prompt or an observation is a `Chunk`; it is prefilled behind what its slot already holds, so no token is computed twice. A
+jitted block decodes every active slot until each has ended its turn or the block is used up; nothing leaves the device in
+between.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from flax import nnx, struct
 from pixelis_jax.encoding import Chunk
 from pixelis_jax.policy import KVCache, Qwen3VL, VisionInputs
 
-CHUNK_BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
-FRAME_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)
+# Few and coarse: each pair of buckets that occurs compiles once, which costs more than the padding of a small chunk.
+CHUNK_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+FRAME_BUCKETS = (0, 1, 4, 16, 64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ class Engine:
         return bool(self._waiting or self._decoding)
 
     def update_params(self, model: Qwen3VL) -> None:
-        """Takes new weights of the same architecture; the slots must be free, since an episode ends on the weights it began with."""
+        """Takes new weights of the same architecture. The slots must be free: an episode ends on the weights it began with."""
         if self.free_slots != self.slots:
             raise ValueError(f"{self.slots - self.free_slots} episodes are under way; new weights wait until they have ended")
         _, self._params = nnx.split(model)
@@ -163,6 +165,7 @@ class Engine:
     def release(self, slot: int) -> None:
         """Frees a slot whose episode has ended."""
         self._decoding.pop(slot, None)
+        self._waiting = [item for item in self._waiting if item[0] != slot]
         self._free.append(slot)
 
     def step(self) -> list[BlockResult]:
@@ -191,10 +194,9 @@ class Engine:
     def _finish(self, slot: int) -> BlockResult:
         parts = self._decoding.pop(slot)
         ids = np.concatenate([part[0] for part in parts])
+        ended = "full" if self._length[slot] >= self.capacity else "length"
         if len(ids) and ids[-1] == self._stop_id:
             ended = "stop"
-        else:
-            ended = "full" if self._length[slot] >= self.capacity else "length"
         return BlockResult(slot=slot, ids=ids, log_probs=np.concatenate([part[1] for part in parts]), ended=ended)
 
     def _enqueue(self, slot: int, chunk: Chunk, options: SlotOptions | None) -> None:

@@ -241,9 +241,10 @@ def _changed_versions(trajectory: Trajectory, config: ToolsConfig) -> Iterator[s
     config.load()
     now = config.tool_versions()
     for name, tool in trajectory.tools.items():
+        current: Mapping[str, Any] = now[name]
         for field, value in to_json(tool).items():
-            if now[name][field] != value:
-                yield f"{name}: {field} was {value}, is {now[name][field]}"
+            if current[field] != value:
+                yield f"{name}: {field} was {value}, is {current[field]}"
 
 
 def _short(value: Any) -> str:

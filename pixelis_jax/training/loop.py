@@ -83,9 +83,7 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
       FloatingPointError: loss or gradient of a step to be saved is not finite; it is not saved.
     """
     started = time.monotonic()
-    workdir = Workdir.create(
-        path, config=config.to_dict(), environment=describe_environment(config.seed), may_differ=MAY_DIFFER
-    )
+    workdir = Workdir.create(path, config=config.to_dict(), environment=describe_environment(config.seed), may_differ=MAY_DIFFER)
     optimizer = create_optimizer(config.optimizer, config.total_steps)
     key = jax.random.key(config.seed)
     state = create_state(phase.params, phase.heads, optimizer, key, dict(phase.shardings))

@@ -137,9 +137,7 @@ def encode(model: Qwen3VL, batch: Batch, pixels: ConfigDict) -> jax.Array:
     return hidden
 
 
-def imitate(
-    model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray, chunk: int
-) -> tuple[jax.Array, dict[str, Any]]:
+def imitate(model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray, chunk: int) -> tuple[jax.Array, dict[str, Any]]:
     """Computes the imitation loss.
 
     Args:
@@ -172,9 +170,7 @@ def imitate(
     return losses.imitation_loss(log_probs, weights), metrics
 
 
-def ground(
-    heads: AuxiliaryHeads, hidden: jax.Array, batch: Batch, config: ConfigDict
-) -> tuple[jax.Array, dict[str, Any]]:
+def ground(heads: AuxiliaryHeads, hidden: jax.Array, batch: Batch, config: ConfigDict) -> tuple[jax.Array, dict[str, Any]]:
     """Computes the loss of the auxiliary heads.
 
     Args:

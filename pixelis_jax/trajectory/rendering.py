@@ -41,12 +41,19 @@ _PLACEHOLDER = re.compile(r"<media (\d+)>")
 
 
 class VisionTokens(Protocol):
-    """The ids that stand for pixels, as `config.json` names them; a `PolicyConfig` has them."""
+    """The ids that stand for pixels, as `config.json` names them; a `Qwen3VLConfig` has them."""
 
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
+    @property
+    def image_token_id(self) -> int: ...
+
+    @property
+    def video_token_id(self) -> int: ...
+
+    @property
+    def vision_start_token_id(self) -> int: ...
+
+    @property
+    def vision_end_token_id(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,7 @@ class Checkpoints:
           keep: number of the latest checkpoints to keep; None keeps all.
         """
         # Saved before `save` returns: the next step gets the arrays donated, and on CPU a copy to the host is no copy.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False)
         self._path = epath.Path(path)
         self._manager = ocp.CheckpointManager(self._path, options=options)
 

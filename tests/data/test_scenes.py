@@ -76,9 +76,7 @@ def test_wordings(family):
     assert len(set(wordings)) == len(wordings) >= 12 and len(entry.held_out) >= 2
     assert all(len(wording.split()) <= 14 for wording in wordings)
     # What is held out is a new order of known words.
-    known = set(
-        " ".join(entry.wordings).lower().replace("?", "").replace(".", "").replace(",", "").replace(":", "").split()
-    )
+    known = set(" ".join(entry.wordings).lower().replace("?", "").replace(".", "").replace(",", "").replace(":", "").split())
     for wording in entry.held_out:
         words = wording.lower().replace("?", "").replace(".", "").replace(",", "").replace(":", "").split()
         assert len(set(words) - known) <= 3

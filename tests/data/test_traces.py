@@ -34,9 +34,7 @@ def trace(pool, folder, family, style="tools", index=1, split="test", **options)
     scene = generate(family, split, index)
     example = traces.make_example(scene, folder)
     rng = None if style in ("tools", "direct") else np.random.default_rng(index)
-    return example, traces.oracle_trajectory(
-        scene, example, folder, pool, config=CONFIG, style=style, rng=rng, **options
-    )
+    return example, traces.oracle_trajectory(scene, example, folder, pool, config=CONFIG, style=style, rng=rng, **options)
 
 
 @pytest.mark.parametrize("family", CHAINS)
@@ -116,9 +114,7 @@ def test_build_resumes_without_doing_anything_twice(tmp_path):
     examples = [example for _, example in load_examples(tmp_path, "train")]
     assert [example.id for example in examples] == [f"shape-train-{index}" for index in range(4)]
     for folder, trajectory in load_traces(tmp_path, "train"):
-        assert (folder / trajectory.media[0].uri).exists() and trajectory.example in {
-            example.id for example in examples
-        }
+        assert (folder / trajectory.media[0].uri).exists() and trajectory.example in {example.id for example in examples}
 
 
 def test_other_splits_have_no_traces(tmp_path):

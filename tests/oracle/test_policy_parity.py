@@ -172,9 +172,7 @@ class Batch:
 
 def _batch(rows: list[Row], side: str, config, bucket: int = 40) -> Batch:
     shape = (len(rows), max(len(row.ids) for row in rows))
-    batch = Batch(
-        np.zeros(shape, np.int32), np.zeros((*shape, 3), np.int32), np.zeros(shape, bool), np.full(shape, -1), None
-    )
+    batch = Batch(np.zeros(shape, np.int32), np.zeros((*shape, 3), np.int32), np.zeros(shape, bool), np.full(shape, -1), None)
     frames = max(sum(grid[0] for grid in row.grids) for row in rows)
     packed = []
     for number, (row, place) in enumerate(zip(rows, _pad(rows, side), strict=True)):
@@ -323,9 +321,7 @@ def _frames_attend_to_each_other(model, batch, monkeypatch):
 
 def _padding_patches_seen(model, batch, monkeypatch):
     attend = vision.VisionAttention.__call__
-    monkeypatch.setattr(
-        vision.VisionAttention, "__call__", lambda self, x, tables, bias: attend(self, x, tables, 0 * bias)
-    )
+    monkeypatch.setattr(vision.VisionAttention, "__call__", lambda self, x, tables, bias: attend(self, x, tables, 0 * bias))
 
 
 @pytest.mark.parametrize(

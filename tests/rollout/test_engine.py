@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from pixelis_jax import policy
-from pixelis_jax.rollout import engine as engine_lib
 from pixelis_jax.encoding import Chunk
+from pixelis_jax.rollout import engine as engine_lib
 from pixelis_jax.rollout.engine import CacheFullError, Engine, SlotOptions
 
 VOCAB = 64
@@ -32,9 +32,7 @@ def model() -> policy.Qwen3VL:
 def chunk(rng: np.random.Generator, tokens: int, frames: int = 0, start: int = 0) -> Chunk:
     """Random text, with `frames` images of 8 x 8 patches in front."""
     grids = [(1, 8, 8)] * frames
-    ids = np.concatenate(
-        [np.full(16 * frames, CONFIG.image_token_id), rng.integers(8, VOCAB - 8, tokens)]
-    ).astype(np.int32)
+    ids = np.concatenate([np.full(16 * frames, CONFIG.image_token_id), rng.integers(8, VOCAB - 8, tokens)]).astype(np.int32)
     positions, following = policy.mrope_positions(ids, grids, CONFIG, start=start)
     return Chunk(
         ids=ids,

@@ -34,9 +34,7 @@ def lab_crop(
     mean = media.image(time_s)[mask].mean()
     found = Found(box_px=box_px, mask=mask, time_s=time_s, text="cut", score=0.123456)
     derived = Derived(kind=kind, box_px=box_px, time_s=time_s, region=0 if kind == "overlay" else None)
-    return ToolOutput(
-        summary="cropped", regions=(found,), derived=(derived,), data={"mean": float(mean), "at_s": 1.23456}
-    )
+    return ToolOutput(summary="cropped", regions=(found,), derived=(derived,), data={"mean": float(mean), "at_s": 1.23456})
 
 
 @tool(paper="LAB", version="1", kinds=("video",))
@@ -79,9 +77,7 @@ def lab_all_types(
 
 
 @tool(paper="LAB", version="1")
-def lab_fault(
-    how: Literal["sleep", "kill", "hog", "raise", "refuse", "modules", "threads", "pid"], nonce: int = 0
-) -> ToolOutput:
+def lab_fault(how: Literal["sleep", "kill", "hog", "raise", "refuse", "modules", "threads", "pid"], nonce: int = 0) -> ToolOutput:
     """Misbehaves.
 
     Args:

@@ -103,9 +103,7 @@ def test_properties_with_other(run) -> None:
     seen = run("properties", region=1, other=2)
     assert seen.data["relation"] == "left of"
     assert seen.data["distance_px"] == pytest.approx(200, abs=5)
-    assert run("properties", region=2, other=1).data["size_ratio"] == pytest.approx(
-        1 / seen.data["size_ratio"], rel=0.01
-    )
+    assert run("properties", region=2, other=1).data["size_ratio"] == pytest.approx(1 / seen.data["size_ratio"], rel=0.01)
 
 
 def test_region_stands_in_for_a_box(run) -> None:
@@ -142,7 +140,5 @@ def test_same_call_same_answer(drawn, name: str) -> None:
 def test_one_pixel_boxes_and_tiny_pictures_do_not_break_a_tool(pool, tmp_path: Path) -> None:
     path = write_picture(tmp_path / "dot.png", np.full((2, 3, 3), 90, np.uint8))
     for name in ("zoom", "segment", "ocr", "properties"):
-        seen = EpisodeEnvironment([path], CONFIG).run(
-            ToolCall(name=name, arguments={"media": 1, "bbox_2d": [0, 0, 1, 1]}), pool
-        )
+        seen = EpisodeEnvironment([path], CONFIG).run(ToolCall(name=name, arguments={"media": 1, "bbox_2d": [0, 0, 1, 1]}), pool)
         assert seen.ok, (name, seen.text)

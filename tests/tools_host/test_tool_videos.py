@@ -91,9 +91,7 @@ def test_wrong_use(run, name: str, arguments: dict, code: str) -> None:
     assert not seen.ok and seen.error.code == code and seen.error.hint
 
 
-@pytest.mark.parametrize(
-    ("name", "rest"), [("track", {"bbox_2d": START, "time_s": 0}), ("localize", {"event": "text"})]
-)
+@pytest.mark.parametrize(("name", "rest"), [("track", {"bbox_2d": START, "time_s": 0}), ("localize", {"event": "text"})])
 def test_same_call_same_answer(run, name: str, rest: dict) -> None:
     path = run.environment.media[0].uri
     call = ToolCall(name=name, arguments={"media": 1, **rest})

@@ -114,9 +114,7 @@ json_values = st.recursive(
 
 @given(
     st.sampled_from(["lab_crop", "lab_film", "lab_all_types"]),
-    st.dictionaries(
-        st.sampled_from(["media", "bbox_2d", "region", "time_s", "point_2d", "count", "kind"]), json_values
-    ),
+    st.dictionaries(st.sampled_from(["media", "bbox_2d", "region", "time_s", "point_2d", "count", "kind"]), json_values),
 )
 def test_whatever_the_model_writes_is_answered(name: str, arguments: dict[str, Any]) -> None:
     try:

@@ -49,9 +49,7 @@ def test_weights_are_hashed(tmp_path: Path) -> None:
         ({"imports": ("no_such_lab",)}, ImportError, "no_such_lab"),
     ],
 )
-def test_wrong_names_are_told(
-    changes: dict[str, object], error: type[Exception], message: str, lab_config: ToolsConfig
-) -> None:
+def test_wrong_names_are_told(changes: dict[str, object], error: type[Exception], message: str, lab_config: ToolsConfig) -> None:
     lab_config.load()
     with pytest.raises(error, match=message):
         dataclasses.replace(lab_config, **changes).load()  # type: ignore[arg-type]

@@ -32,9 +32,7 @@ def test_the_table_is_the_registrys() -> None:
     config.load()
     for name in config.tools:
         tool = TOOLS[name]
-        backends = [
-            f"`{entry.name}`" for entry in BACKENDS.values() if entry.tool == name and entry.name != "paddleocr"
-        ]
+        backends = [f"`{entry.name}`" for entry in BACKENDS.values() if entry.tool == name and entry.name != "paddleocr"]
         own = [argument for argument in tool.arguments if not (tool.stands_in and argument.name == "region")]
         arguments = ", ".join(argument.name + ("" if argument.required else "?") for argument in own)
         cells = [f"`{name}`", tool.paper, ", ".join(tool.kinds), f"`{arguments}`", ", ".join(backends) or "built in"]

@@ -84,9 +84,7 @@ def chains(draw: st.DrawFn) -> list[Media]:
 def test_a_region_mapped_to_the_root_and_back_covers_itself(media: list[Media], box: Box) -> None:
     last = media[-1]
     root, root_px = to_root(media, last.id, box)
-    assert (
-        root == 1 and 0 <= root_px[0] < root_px[2] <= media[0].width and 0 <= root_px[1] < root_px[3] <= media[0].height
-    )
+    assert root == 1 and 0 <= root_px[0] < root_px[2] <= media[0].width and 0 <= root_px[1] < root_px[3] <= media[0].height
     back = from_root(media, last.id, root_px)
     assert back is not None
     assert covers(to_pixels(back, last.width, last.height), to_pixels(box, last.width, last.height))

@@ -180,9 +180,7 @@ def test_no_jax_in_a_worker_whose_parent_has_it(way: str, tmp_path: Path) -> Non
     if way == "module":
         # As in the package's own commands, the main module imports nothing heavy by itself.
         body = script.replace("import jax  #", "#").replace("def main():", "def main():\n    import jax")
-        (tmp_path / "lab_program.py").write_text(
-            body.replace("\nmain()\n", '\nif __name__ == "__main__":\n    main()\n')
-        )
+        (tmp_path / "lab_program.py").write_text(body.replace("\nmain()\n", '\nif __name__ == "__main__":\n    main()\n'))
         command = [sys.executable, "-m", "lab_program"]
     else:
         command = [sys.executable, "-c", script]

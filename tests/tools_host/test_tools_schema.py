@@ -42,9 +42,7 @@ def test_a_region_may_stand_in_for_a_box() -> None:
 
 
 def test_a_region_of_its_own_is_left_to_the_tool() -> None:
-    def measure(
-        region: RegionView | None = None, media: MediaView | None = None, bbox_2d: Box | None = None
-    ) -> ToolOutput:
+    def measure(region: RegionView | None = None, media: MediaView | None = None, bbox_2d: Box | None = None) -> ToolOutput:
         """Measures.
 
         Args:
@@ -164,8 +162,7 @@ def test_a_bad_signature_is_refused(function: Callable[..., Any], message: str) 
 
 def test_docstrings_may_go_on_over_lines_and_sections() -> None:
     summary, arguments = parse_docstring(
-        "Finds\nthings.\n\nMore of it.\n\n"
-        "Args:\n  one: First\n    goes on: here.\n  two (int): Second.\n\nReturns:\n  it: all"
+        "Finds\nthings.\n\nMore of it.\n\nArgs:\n  one: First\n    goes on: here.\n  two (int): Second.\n\nReturns:\n  it: all"
     )
     assert summary == "Finds things. More of it."
     assert arguments == {"one": "First goes on: here.", "two": "Second."}

@@ -99,9 +99,7 @@ def test_the_script_ends_with_its_worker(script: str) -> None:
     assert process.wait(timeout=10) is not None
 
 
-@given(
-    st.sampled_from(["uint8", "float32", "bool", "int64"]), st.lists(st.integers(0, 4), max_size=3), st.integers(0, 99)
-)
+@given(st.sampled_from(["uint8", "float32", "bool", "int64"]), st.lists(st.integers(0, 4), max_size=3), st.integers(0, 99))
 def test_every_array_survives_json(dtype: str, shape: list[int], seed: int) -> None:
     import json
 

@@ -174,9 +174,7 @@ def _quality(lab: np.ndarray, mask: np.ndarray) -> float:
     solid = mask.astype(np.uint8)
     grown, core = cv2.dilate(solid, kernel), cv2.erode(solid, kernel)
     core = core if core.sum() > 4 else solid
-    band = cv2.dilate(grown, kernel, iterations=max(3, round(0.15 * math.sqrt(solid.sum())))) > cv2.dilate(
-        grown, kernel
-    )
+    band = cv2.dilate(grown, kernel, iterations=max(3, round(0.15 * math.sqrt(solid.sum())))) > cv2.dilate(grown, kernel)
     if not band.any():
         return 0.0
     bins = _bins(lab)
@@ -184,9 +182,7 @@ def _quality(lab: np.ndarray, mask: np.ndarray) -> float:
     values = lab.astype(np.float32)
     steps = cv2.Sobel(values, cv2.CV_32F, 1, 0) ** 2 + cv2.Sobel(values, cv2.CV_32F, 0, 1) ** 2
     gradient = np.sqrt(steps.sum(-1))
-    ratio = np.median(cv2.dilate(gradient, kernel)[grown > cv2.erode(solid, kernel)]) / (
-        np.median(gradient[core > 0]) + 4
-    )
+    ratio = np.median(cv2.dilate(gradient, kernel)[grown > cv2.erode(solid, kernel)]) / (np.median(gradient[core > 0]) + 4)
     return float((1 - np.minimum(inside, around).sum()) * ratio / (ratio + 4))
 
 

@@ -103,9 +103,7 @@ def shape(mask: np.ndarray) -> str:
     cut = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8) * 255, 3)
     large = cv2.resize(cut, None, fx=2 * scale, fy=2 * scale, interpolation=cv2.INTER_LINEAR)
     contours, tree = cv2.findContours((large > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outer = max(
-        (i for i in range(len(contours)) if tree[0][i][3] < 0), key=lambda i: cv2.contourArea(contours[i]), default=None
-    )
+    outer = max((i for i in range(len(contours)) if tree[0][i][3] < 0), key=lambda i: cv2.contourArea(contours[i]), default=None)
     if outer is None or cv2.contourArea(contours[outer]) < 24:
         return "irregular"
     contour, area = contours[outer], cv2.contourArea(contours[outer])

@@ -62,9 +62,7 @@ class RapidReader:
         padded = cv2.copyMakeBorder(bgr, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
         scale = self.max_side / max(padded.shape[:2])
         scale = min(scale, max(1.0, min(3.0, 128 / min(padded.shape[:2]))))
-        found = self._call(
-            cv2.resize(padded, None, fx=scale, fy=scale, interpolation=_interpolation(scale)), detect=True
-        )
+        found = self._call(cv2.resize(padded, None, fx=scale, fy=scale, interpolation=_interpolation(scale)), detect=True)
         if found.boxes is None:
             return []
         boxes = []

@@ -108,9 +108,7 @@ class _Target:
         if difference > max_difference:
             self.centre = np.clip(predicted, 0, np.array(image.shape[1::-1]))
             return difference
-        moved = (place - self.centre) / (
-            1 if hidden == 0 else 2
-        )  # after a gap the jump is spread over more than a frame
+        moved = (place - self.centre) / (1 if hidden == 0 else 2)  # after a gap the jump is spread over more than a frame
         trust = 0.5 if difference < 0.5 * max_difference else 0.2  # half covered: the match is drawn to the cover
         self.velocity = moved if not self.velocity.any() else (1 - trust) * self.velocity + trust * moved
         self.centre = place

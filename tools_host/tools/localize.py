@@ -47,9 +47,7 @@ def localize(
     if event == "text":
         return _texts(media, clip, box, text, backend)
     if text is not None:
-        raise ToolFailure(
-            "unknown_argument", f"text cannot be given with event {event}", "leave text out, or use event text"
-        )
+        raise ToolFailure("unknown_argument", f"text cannot be given with event {event}", "leave text out, or use event text")
     if event == "scene_change":
         return _output(changes.cuts(clip), box, "cut", at_end=True)
     if event == "motion":
@@ -62,9 +60,7 @@ def _where(media: MediaView, bbox_2d: Box | None, region: RegionView | None) -> 
     if region is None:
         return to_pixels(bbox_2d or (0, 0, 1000, 1000), media.width, media.height)
     if bbox_2d is not None:
-        raise ToolFailure(
-            "unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them"
-        )
+        raise ToolFailure("unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them")
     if region.media.kind != "video" or (region.media.width, region.media.height) != (media.width, media.height):
         raise ToolFailure("no_such_region", "region lies in another medium", "give a region of the video, or bbox_2d")
     return region.box_px

@@ -10,9 +10,7 @@ from tools_host.tools.zoom import nearest_time
 
 
 @tool(paper="OCR", version="1")
-def ocr(
-    media: MediaView, bbox_2d: Box | None = None, time_s: Seconds | None = None, *, backend: TextReader
-) -> ToolOutput:
+def ocr(media: MediaView, bbox_2d: Box | None = None, time_s: Seconds | None = None, *, backend: TextReader) -> ToolOutput:
     """Reads text, one region a line.
 
     Args:

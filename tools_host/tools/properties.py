@@ -55,9 +55,7 @@ def _subject(
     """The medium, box, mask and time that the arguments name."""
     if region is not None:
         if bbox_2d is not None:
-            raise ToolFailure(
-                "unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them"
-            )
+            raise ToolFailure("unknown_argument", "region already says where, so bbox_2d cannot be given too", "give one of them")
         time = nearest_time(region.media, time_s if time_s is not None else region.time_s)
         return region.media, region.box_px, region.mask if time_s is None else None, time
     if media is None or bbox_2d is None:

@@ -18,9 +18,7 @@ SAMPLES = 8
 
 
 @tool(paper="TRK", version="1", kinds=("video",))
-def track(
-    media: MediaView, bbox_2d: Box, time_s: Seconds, until_s: Seconds | None = None, *, backend: Tracker
-) -> ToolOutput:
+def track(media: MediaView, bbox_2d: Box, time_s: Seconds, until_s: Seconds | None = None, *, backend: Tracker) -> ToolOutput:
     """Follows the thing in a box through a video and says where it goes.
 
     Args:

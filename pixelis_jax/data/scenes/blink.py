@@ -40,9 +40,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
         draw.paste(ground, draw.lamp(diameter, shade, lit=False), x, y)
     frames = blank_clip(ground)
     objects = []
-    for colour, shade, diameter, (x, y), (first, end) in zip(
-        colours, shades, diameters, corners, stretches, strict=True
-    ):
+    for colour, shade, diameter, (x, y), (first, end) in zip(colours, shades, diameters, corners, stretches, strict=True):
         bright = draw.lamp(diameter, shade, lit=True)
         lit = np.zeros(FRAMES, bool)
         lit[first:end] = True

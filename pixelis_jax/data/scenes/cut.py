@@ -38,8 +38,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
         grounds = photographs(rng, split, SIDE + margin, 5)
         order = _order(rng)
         contrasts = [
-            np.abs(grounds[a].astype(np.int16) - grounds[b])[::4, ::4].mean()
-            for a, b in zip(order, order[1:], strict=False)
+            np.abs(grounds[a].astype(np.int16) - grounds[b])[::4, ::4].mean() for a, b in zip(order, order[1:], strict=False)
         ]
         if min(contrasts) > 34:
             break
@@ -52,8 +51,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
         visible = np.full((FRAMES, 4), np.nan, np.float32)
         for frame in range(first, end):
             left, top = (
-                int(np.clip(corner + speed * (frame - first), 0, margin))
-                for corner, speed in zip((x, y), pan, strict=True)
+                int(np.clip(corner + speed * (frame - first), 0, margin)) for corner, speed in zip((x, y), pan, strict=True)
             )
             frames[frame] = grounds[order[shot]][top : top + SIDE, left : left + SIDE]
             visible[frame] = (0, 0, SIDE, SIDE)

@@ -56,6 +56,4 @@ def draw_scene(rng: np.random.Generator, split: Split, asked: str) -> Draft:
     shown[first:end] = objects[0].boxes[0]
     objects[0] = dataclasses.replace(objects[0], boxes=shown)
     answer = str(cards[0].text if asked == "text" else cards[0].shape)
-    return Draft(
-        pixels=frames, objects=tuple(objects), target=0, answer=answer, truth=answer, words={"colour": cards[0].colour}
-    )
+    return Draft(pixels=frames, objects=tuple(objects), target=0, answer=answer, truth=answer, words={"colour": cards[0].colour})

@@ -51,14 +51,10 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
             draw.paste(frames[frame], written[number] if frame >= SHOWN[0] else hidden, *corners[number, frame])
     boxes = np.concatenate([corners, corners + np.array([width, height])], axis=2).astype(np.float32)
     objects = tuple(
-        SceneObject(
-            name="card", kind="card", boxes=boxes[number], text=strings[number], text_frames=(SHOWN[0], SHOWN[1] - 1)
-        )
+        SceneObject(name="card", kind="card", boxes=boxes[number], text=strings[number], text_frames=(SHOWN[0], SHOWN[1] - 1))
         for number in range(4)
     )
-    return Draft(
-        pixels=frames, objects=objects, target=0, answer=strings[0], truth=strings[0], words={"zone": ZONES[starts[0]]}
-    )
+    return Draft(pixels=frames, objects=objects, target=0, answer=strings[0], truth=strings[0], words={"zone": ZONES[starts[0]]})
 
 
 def chain(scene: Scene, place: Place) -> Chain:

@@ -19,9 +19,7 @@ NAMES = tuple(COLOURS)
 
 def shade(rng: np.random.Generator, name: str, spread: int = 10) -> np.ndarray:
     """RGB `[3]` float32 of a colour, each channel off by at most `spread`."""
-    return np.clip(np.asarray(COLOURS[name], np.float32) + rng.integers(-spread, spread + 1, 3), 0, 255).astype(
-        np.float32
-    )
+    return np.clip(np.asarray(COLOURS[name], np.float32) + rng.integers(-spread, spread + 1, 3), 0, 255).astype(np.float32)
 
 
 def luminance(colour: np.ndarray) -> float:

@@ -14,17 +14,13 @@ def draw(rng: np.random.Generator, split: Split) -> Draft:
     """5 or 6 cards; the asked one carries a string."""
     pixels, objects = cards.still_life(rng, split, "text")
     answer = str(objects[0].text)
-    return Draft(
-        pixels=pixels, objects=objects, target=0, answer=answer, truth=answer, words={"colour": str(objects[0].colour)}
-    )
+    return Draft(pixels=pixels, objects=objects, target=0, answer=answer, truth=answer, words={"colour": str(objects[0].colour)})
 
 
 def chain(scene: Scene, place: Place) -> Chain:
     """Read the card."""
     box = place(box_of(scene), scene.width, scene.height)
-    seen = yield Plan(
-        thought=f"The {scene.asked.colour} card has text. Read it.", call=call("ocr", media=1, bbox_2d=box)
-    )
+    seen = yield Plan(thought=f"The {scene.asked.colour} card has text. Read it.", call=call("ocr", media=1, bbox_2d=box))
     return Conclusion(thought="It says this.", answer=seen.regions[0].text if seen.regions else None)
 
 

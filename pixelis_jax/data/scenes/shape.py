@@ -14,17 +14,13 @@ def draw(rng: np.random.Generator, split: Split) -> Draft:
     """5 or 6 cards; the asked one carries a mark."""
     pixels, objects = cards.still_life(rng, split, "shape")
     answer = str(objects[0].shape)
-    return Draft(
-        pixels=pixels, objects=objects, target=0, answer=answer, truth=answer, words={"colour": str(objects[0].colour)}
-    )
+    return Draft(pixels=pixels, objects=objects, target=0, answer=answer, truth=answer, words={"colour": str(objects[0].colour)})
 
 
 def chain(scene: Scene, place: Place) -> Chain:
     """Zoom in; the answer is what the crop shows, which no observation spells out."""
     box = place(box_of(scene), scene.width, scene.height)
-    yield Plan(
-        thought=f"The {scene.asked.colour} card has a mark. Look closer.", call=call("zoom", media=1, bbox_2d=box)
-    )
+    yield Plan(thought=f"The {scene.asked.colour} card has a mark. Look closer.", call=call("zoom", media=1, bbox_2d=box))
     return Conclusion(thought="I see it.", answer=mark_seen(scene, box))
 
 

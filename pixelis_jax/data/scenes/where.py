@@ -44,9 +44,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
     boxes = np.concatenate([corners, corners + diameter], axis=2).astype(np.float32)
     objects = tuple(SceneObject(name="ball", kind="ball", boxes=boxes[ball]) for ball in range(4))
     answer = ZONES[ends[0]]
-    return Draft(
-        pixels=frames, objects=objects, target=0, answer=answer, truth=answer, words={"zone": ZONES[starts[0]]}
-    )
+    return Draft(pixels=frames, objects=objects, target=0, answer=answer, truth=answer, words={"zone": ZONES[starts[0]]})
 
 
 def chain(scene: Scene, place: Place) -> Chain:
