@@ -5,7 +5,7 @@
 Cost and result: see docs/training.md. Starts from `tiny_base`; builds its data under `<workdir>/data` when `data` is empty.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 FAMILIES = ("read", "shape", "angle", "where", "blink", "cut", "flash_read", "flash_shape", "follow_read")
 
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.buckets = ConfigDict({"tokens": (64, 128, 192, 256, 384), "frames": (1, 2, 4, 8), "tokens_per_batch": 6144})
+    config.buckets = ConfigDict({"tokens": (64, 128, 192, 256, 384, 640), "frames": (1, 4, 12), "tokens_per_batch": 6144})
     config.loss = ConfigDict({"heads_weight": 0.5, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024})
     config.pixels = ConfigDict({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
@@ -47,5 +47,5 @@ def get_config() -> ConfigDict:
     config.checkpoint_every_steps = 500
     config.checkpoint_every_minutes = 5.0
     config.keep_checkpoints = 2
-    config.max_minutes = None
+    config.max_minutes = config_dict.placeholder(float)  # None: no limit
     return config

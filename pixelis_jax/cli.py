@@ -1,8 +1,8 @@
 """The `pixelis` command: finds the command's module, parses its arguments, and turns errors into one line.
 
-Exit status: 0 done, 1 the command found a difference or a failure, 2 bad input, 130 interrupted. Nothing is imported
-before it is
-needed: a spawned tool worker imports this module too, and must stay free of JAX.
+Exit status: 0 done, 1 the command found a difference or a failure, 2 bad input, 3 training stopped early, 130 interrupted, 141
+the reader of the output has gone. Nothing is imported before it is needed: a spawned tool worker imports this module too, and
+must stay free of JAX.
 """
 
 from __future__ import annotations

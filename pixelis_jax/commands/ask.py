@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,13 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION", help='text; "<media 1>" stands for a medium')
     parser.add_argument(
         "--model",
+        metavar="MODEL",
         default="tiny_sft",
         help="a shipped name, a work directory or a directory in the published layout (default: tiny_sft)",
     )
     parser.add_argument("--trace", metavar="FILE", type=Path, help="write the trajectory there (.jsonl)")
     parser.add_argument("--json", action="store_true", help="print the trajectory as JSON and nothing else")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler, where --temperature is not 0 (default: 0)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token (default: 0)")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="of the sampler, where --temperature is not 0 (default: 0)"
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0 takes the most probable token (default: 0)"
+    )
     add_imports(parser)
 
 
@@ -47,40 +53,54 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.commands.tools import parse_imports
     from pixelis_jax.rollout.agent import Request
     from pixelis_jax.trajectory.io import trajectory_to_json, write_trajectories
-    from tools_host.images import MediaError
 
-    if args.temperature < 0:
-        raise UserError(f"--temperature must not be negative, got {args.temperature:g}")
-    if args.trace is not None and not args.trace.absolute().parent.is_dir():
-        raise UserError(f"--trace: no such directory: {args.trace.absolute().parent}")
-    example = _example(args)
-    loaded = models.load(args.model)
-    request = Request(example=example, uris=_uris(args), seed=args.seed, temperature=args.temperature)
-    try:
-        with agent(loaded, imports=parse_imports(args.imports), on_step=None if args.json else _print_step) as asked:
-            (episode,) = asked.run([request])
-    except MediaError as error:
-        raise UserError(str(error)) from error
+    _check(args)
+    request = Request(example=_example(args), uris=_uris(args), seed=args.seed, temperature=args.temperature)
+    imports = parse_imports(args.imports)
+    with agent(models.load(args.model), imports=imports, on_step=None if args.json else _print_step) as asked:
+        (episode,) = asked.run([request])
     trajectory = episode.trajectory
     if args.trace is not None:
         write_trajectories(args.trace, [trajectory])
     if args.json:
         print(json.dumps(trajectory_to_json(trajectory), ensure_ascii=False))
-    elif trajectory.answer is not None:
+    elif trajectory.answer:
         print(trajectory.answer)
     else:
-        print(f"no answer: the episode ended by {trajectory.stopped}")
-    return 0 if trajectory.answer is not None else 1
+        print("no answer: " + ("its last turn is empty" if trajectory.answer == "" else f"stopped by {trajectory.stopped}"))
+    return 0 if trajectory.answer else 1
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for what can be told without a model."""
+    for path in args.media:
+        if not Path(path).exists():
+            hint = " (the question comes last, in quotes)" if " " in path or path.endswith("?") else ""
+            raise UserError(f"no such file: {path}{hint}")
+    if not args.question.strip():
+        raise UserError("the question is empty")
+    if _is_file(args.question):
+        raise UserError(f"the question is missing: {args.question} is a file, and the question comes last")
+    if not 0 <= args.temperature < math.inf:
+        raise UserError(f"--temperature must be a number of at least 0, got {args.temperature:g}")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed must lie in 0 .. 2^32 - 1, got {args.seed}")
+    if args.trace is not None and not args.trace.absolute().parent.is_dir():
+        raise UserError(f"--trace: no such directory: {args.trace.absolute().parent}")
+    if args.trace is not None and args.trace.is_dir():
+        raise UserError(f"--trace: {args.trace} is a directory; give a file (.jsonl)")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null character: some text
+        return False
 
 
 def _example(args: argparse.Namespace) -> Example:
     from pixelis_jax.trajectory import Example, Source
 
-    for path in args.media:
-        if not Path(path).exists():
-            raise UserError(f"no such file: {path}" + _looks_like_question(path, args))
-    if not args.question.strip():
-        raise UserError("the question is empty")
     return Example(
         id=Path(args.media[0]).stem,
         question=args.question,
@@ -95,10 +115,6 @@ def _uris(args: argparse.Namespace) -> tuple[str, ...]:
     """A trace names its media relative to itself, so that the two can be moved together."""
     base = args.trace.absolute().parent if args.trace is not None else Path.cwd()
     return tuple(os.path.relpath(Path(path).resolve(), base.resolve()) for path in args.media)
-
-
-def _looks_like_question(path: str, args: argparse.Namespace) -> str:
-    return " (the question comes last, in quotes)" if " " in path or path.endswith("?") or Path(args.question).exists() else ""
 
 
 def _print_step(request: Request, step: Step) -> None:

@@ -4,8 +4,8 @@
   pixelis bench tools --scenes=24 --json=tools.json
 
 `tools`: processor time and correctness of every tool on drawn scenes over real photographs, one thread, models loaded,
-nothing remembered. A call's budget is 30 ms in the median and 150 ms at the 95th percentile. Intervals are Wilson's, 95
-%.
+nothing remembered. A call's budget is 30 ms in the median and 150 ms at the 95th percentile. Intervals are Wilson's
+at 95 %. Exit status: 0 measured, 2 bad input.
 """
 
 from __future__ import annotations

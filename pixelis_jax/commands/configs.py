@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import runpy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixelis_jax.commands.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+_FREE = ("counts", "styles")
+_KINDS = (
+    (bool, "true or false"),
+    (int | float, "a number"),
+    (str, "text"),
+    (Mapping, "a dict"),
+    (list | tuple, "a sequence"),
+)
 
 
 def load_config(path: Path, overrides: Sequence[str]) -> ConfigDict:
@@ -22,34 +32,74 @@ def load_config(path: Path, overrides: Sequence[str]) -> ConfigDict:
 
     Raises:
       UserError: The file is missing or has no `get_config`, a field does not exist (the nearest one is named), or a
-        value has the wrong type.
+        value has the wrong type; or the file itself fails.
     """
     from absl import flags
-    from ml_collections import ConfigDict
     from ml_collections.config_flags import config_flags
+
+    config = _run(path)
+    values = flags.FlagValues()
+    arguments = ["pixelis", *overrides]
+    try:
+        # The private FlagValues sees `--config.x` only through sys_argv.
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        values(arguments)
+    except AttributeError as error:
+        raise UserError(_unknown_field(path, config, overrides) or f"{path}: {error}") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+    return values.config
+
+
+def _run(path: Path) -> ConfigDict:
+    """Runs a config file in a namespace of its own, and returns what its `get_config()` gives."""
+    from ml_collections import ConfigDict
 
     if not path.is_file():
         raise UserError(f"--config: no such file: {path}")
-    values = flags.FlagValues()
-    arguments = ["pixelis", f"--config={path}", *overrides]
-    # The private FlagValues sees `--config.x` only through sys_argv.
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
-        values(arguments)
-        config = values.config
-    except AttributeError as error:
-        raise UserError(_unknown_field(path, overrides) or f"{path}: {error}") from error
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from error
+        get_config = runpy.run_path(str(path)).get("get_config")
+        config = get_config() if callable(get_config) else None
+    except (Exception, SystemExit) as error:  # the file is the user's own program, which can raise anything
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    if get_config is None:
+        raise UserError(f"{path} has no function get_config()")
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returns {type(config).__name__}, expected a ConfigDict")
     return config
 
 
-def _unknown_field(path: Path, overrides: Sequence[str]) -> str | None:
+def check_fields(path: Path, config: ConfigDict, like: ConfigDict) -> None:
+    """Checks that a config has the fields of a shipped one, with values of the same kind.
+
+    Args:
+      path: Of the config file, for messages.
+      config: What it gave.
+      like: A shipped config; of `counts` and `styles` the keys are free, and what is None there may be anything.
+
+    Raises:
+      UserError: Names the first field that is missing or of another kind.
+    """
+    found = _fields(config.to_dict())
+    for name, example in _fields(like.to_dict()).items():
+        if set(name.split(".")[:-1]) & set(_FREE):
+            continue
+        if name not in found:
+            raise UserError(f"{path} has no field {name!r}, which this command needs")
+        if example is not None and _kind(found[name]) != _kind(example):
+            raise UserError(f"{path}: {name} is {found[name]!r}, expected {_kind(example)}")
+
+
+def _kind(value: object) -> str:
+    for kind, words in _KINDS:
+        if isinstance(value, kind):
+            return words
+    return type(value).__name__
+
+
+def _unknown_field(path: Path, config: ConfigDict, overrides: Sequence[str]) -> str | None:
     """Names the first override whose field the file does not have, and the nearest that it has."""
-    plain = load_config(path, ())
-    known = _fields(plain.to_dict())
+    known = _fields(config.to_dict())
     for override in overrides:
         field = override.removeprefix("--config.").partition("=")[0]
         if field not in known:
@@ -58,10 +108,11 @@ def _unknown_field(path: Path, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _fields(config: dict, prefix: str = "") -> list[str]:  # type: ignore[type-arg]
-    names = []
+def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its dotted name, those that hold others included."""
+    fields: dict[str, Any] = {}
     for name, value in config.items():
-        names.append(prefix + name)
-        if isinstance(value, dict):
-            names += _fields(value, f"{prefix}{name}.")
-    return names
+        fields[prefix + name] = value
+        if isinstance(value, Mapping):
+            fields |= _fields(value, f"{prefix}{name}.")
+    return fields

@@ -5,6 +5,8 @@
 
 Starts from `tiny_base`, which can look and answer but has never seen a tool. The table compares it with what the demo trained,
 with and without tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
+
+Exit status: 0 done, 2 bad input, 3 training was stopped (SIGTERM).
 """
 
 from __future__ import annotations
@@ -22,11 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the work directory and how much to do."""
     parser.add_argument("--workdir", metavar="DIR", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
     parser.add_argument(
-        "--scenes", type=int, default=SCENES_A_FAMILY, help=f"training scenes of each family (default: {SCENES_A_FAMILY})"
+        "--scenes",
+        metavar="N",
+        type=int,
+        default=SCENES_A_FAMILY,
+        help=f"training scenes of each family (default: {SCENES_A_FAMILY})",
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
+    parser.add_argument("--steps", metavar="N", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
     parser.add_argument(
-        "--questions", type=int, default=QUESTIONS_A_FAMILY, help=f"test questions of each family (default: {QUESTIONS_A_FAMILY})"
+        "--questions",
+        metavar="N",
+        type=int,
+        default=QUESTIONS_A_FAMILY,
+        help=f"test questions of each family (default: {QUESTIONS_A_FAMILY})",
     )
 
 
@@ -41,11 +51,13 @@ def run(args: argparse.Namespace) -> int:
     for name in ("scenes", "steps", "questions"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    models.locate(BASE)
+    evaluation.open_workdir(args.workdir, {name: getattr(args, name) for name in ("scenes", "steps", "questions")})
     config = tiny_sft.get_config()
     config.init_from = BASE
     config.scenes.counts = {family: args.scenes for family in tiny_sft.FAMILIES}
     config.total_steps = args.steps
-    config.optimizer.warmup_steps = max(1, min(config.optimizer.warmup_steps, args.steps // 10))
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.steps // 10)
     print(f"1/3  training from {BASE}: {args.scenes} scenes of each family, {args.steps} steps", flush=True)
     if not train.train(config, args.workdir / "sft"):
         return train.STOPPED_EARLY
@@ -68,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         evaluation.write_results(where, {"model": name, "results": rows[title]})
 
     print("3/3  report", flush=True)
-    report = write_report([args.workdir / "sft", args.workdir / "eval-demo"], args.workdir / "report.html")
+    page = args.workdir / "report.html"
+    summary = write_report([args.workdir / "sft", args.workdir / "eval-demo"], page)
     print(evaluation.table(rows))
-    print(f"report: {report}")
+    print(f"{page}: {summary}")
     return 0

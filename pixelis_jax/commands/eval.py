@@ -3,7 +3,7 @@
   pixelis eval --config=configs/eval_scenes.py --model=tiny_sft --workdir=runs/eval
 
 Writes results.json, the trajectories of both conditions and report.html. Run again, the same command keeps the data that it
-built.
+built and asks anew; another model or config needs another work directory. Exit status: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pixelis_jax.commands.errors import UserError
+
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from pixelis_jax.commands.models import Loaded
     from pixelis_jax.evaluation.run import Outcomes
     from pixelis_jax.trajectory import Example, Trajectory
@@ -41,23 +45,50 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.report import write_report
 
     config = load_config(args.config, args.overrides)
+    _check(args.config, config)
     loaded = models.load(args.model)
-    folder = args.workdir / "data"
-    examples = build_examples(folder, config.split, config.counts.to_dict(), workers=config.workers)
+    open_workdir(args.workdir, {"model": args.model, **config.to_dict()})
+    examples = build_examples(args.workdir / "data", config.split, config.counts.to_dict(), workers=config.workers)
     conditions = evaluate(loaded, examples, args.workdir, slots=config.slots, no_tools=config.no_tools)
     results = results_of(conditions, examples)
     write_results(args.workdir, {"model": args.model, "config": config.to_dict(), "results": results})
     print(table({args.model: results}))
-    print(write_report([args.workdir], args.workdir / "report.html"))
+    page = args.workdir / "report.html"
+    print(f"{page}: {write_report([args.workdir], page)}")
     return 0
+
+
+def open_workdir(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Makes a work directory, or opens the one that equal settings made; what two settings wrote must not be mixed.
+
+    Raises:
+      WorkdirError: Other settings made it, or it holds other files.
+    """
+    from pixelis_jax.workdir import Workdir, describe_environment
+
+    Workdir.create(workdir, config=settings, environment=describe_environment(0), may_differ=("slots", "workers"))
+
+
+def _check(path: Path, config: ConfigDict) -> None:
+    """Raises UserError for a config that cannot be evaluated."""
+    from configs import eval_scenes
+    from pixelis_jax.commands.configs import check_fields
+    from pixelis_jax.commands.data import SPLITS, check_counts
+
+    check_fields(path, config, eval_scenes.get_config())
+    check_counts(config.counts.to_dict(), config.workers)
+    if config.split not in SPLITS:
+        raise UserError(f"{path}: no split {config.split!r} (known: {', '.join(SPLITS)})")
+    if config.slots < 1:
+        raise UserError(f"{path}: slots must be at least 1, got {config.slots}")
 
 
 def build_examples(folder: Path, split: str, counts: Mapping[str, int], *, workers: int) -> list[Example]:
     """Draws a split's scenes into `folder/split` (those that are missing) and returns its examples, media as absolute paths."""
-    from pixelis_jax.data.build import build, load_examples
+    from pixelis_jax.commands.data import build_split
+    from pixelis_jax.data.build import load_examples
 
-    for _ in build(folder, split, counts, workers, styles={}):  # type: ignore[arg-type]
-        pass
+    build_split(folder, split, counts, workers, styles={})
     return [
         dataclasses.replace(example, media=tuple(str((place / path).resolve()) for path in example.media))
         for place, example in load_examples(folder, split)  # type: ignore[arg-type]
@@ -67,7 +98,7 @@ def build_examples(folder: Path, split: str, counts: Mapping[str, int], *, worke
 def evaluate(
     loaded: Loaded, examples: Sequence[Example], workdir: Path, *, slots: int, with_tools: bool = True, no_tools: bool
 ) -> dict[str, Outcomes]:
-    """Asks all examples with tools, without, or both; writes the trajectories as they end.
+    """Asks all examples with tools, without, or both; writes the trajectories of each when it has ended.
 
     Returns:
       Judged trajectories by example, under `with_tools` and `without_tools`.

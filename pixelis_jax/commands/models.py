@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +54,7 @@ def locate(name: str) -> Path:
     if (path / MODEL_FOLDER / "config.json").exists():
         return path / MODEL_FOLDER
     if path.is_dir() and _is_work_directory(path):
-        raise UserError(
-            f"{name}: this run has not finished, so there is no {MODEL_FOLDER}/ in it yet; run the same command again"
-        )
+        raise UserError(f"{name}: a work directory without {MODEL_FOLDER}/: its run has not finished, or is no training")
     if not (path / "config.json").exists():
         raise UserError(f"{name}: not a model directory (no config.json) and not a finished work directory")
     return path
@@ -67,20 +64,22 @@ def load(name: str) -> Loaded:
     """Loads a model, its tokenizer and its prompt settings.
 
     Raises:
-      UserError: There is no such model, or a file beside its weights is missing.
+      UserError: There is no such model, or a file beside its weights is missing or lacks something.
       pixelis_jax.policy.weights.WeightsError: The weights do not fit config.json.
     """
     from pixelis_jax.encoding import Encoder
     from pixelis_jax.policy import weights
+    from pixelis_jax.rollout.agent import special_ids
     from pixelis_jax.trajectory import PolicyInfo
 
     directory = locate(name)
     try:
         encoder = Encoder.load(directory)
+        special_ids(encoder.tokenizer)
     except ValueError as error:
         raise UserError(str(error)) from error
     model = weights.load(directory)
-    return Loaded(model=model, encoder=encoder, info=PolicyInfo(model=Path(name).name))
+    return Loaded(model=model, encoder=encoder, info=PolicyInfo(model=Path(name).resolve().name))
 
 
 def save(model: Qwen3VL, encoder: Encoder, directory: Path) -> None:
@@ -98,8 +97,5 @@ def save(model: Qwen3VL, encoder: Encoder, directory: Path) -> None:
 
 
 def _is_work_directory(path: Path) -> bool:
-    """Both kinds of directory hold a config.json; only a run's names its phase."""
-    try:
-        return "phase" in json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
+    """Models and runs both hold a config.json; only a run's directory holds an environment.json."""
+    return (path / "environment.json").exists()

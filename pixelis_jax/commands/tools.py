@@ -65,15 +65,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_imports(text: str) -> tuple[str, ...]:
-    """The modules of `--imports`; raises UserError if one does not exist."""
-    from importlib.util import find_spec
+    """The modules of `--imports`, imported; raises UserError if one does not exist."""
+    import importlib
 
     from pixelis_jax.commands.errors import UserError
 
     modules = tuple(name for name in text.split(",") if name)
     for name in modules:
-        if find_spec(name.partition(".")[0]) is None:
-            raise UserError(f"--imports: there is no module {name!r}")
+        try:
+            importlib.import_module(name)
+        except (ImportError, TypeError) as error:  # TypeError: a relative name such as ".tools"
+            raise UserError(f"--imports: there is no module {name!r}: {error}") from error
     return modules
 
 

@@ -4,12 +4,15 @@
   pixelis train --config=configs/tiny_sft.py --workdir=runs/sft --config.seed=1 --config.max_minutes=10
 
 The work directory holds config.json, environment.json, metrics, checkpoints, the data that was built for the run, and in the end
-`model/` in the published layout. Exit status: 0 finished, 3 stopped early (time limit or SIGTERM) with a checkpoint, 2 bad input.
+`model/` in the published layout. It may be moved between two starts. Exit status: 0 finished, 1 diverged, 2 bad input, 3 stopped
+early (time limit or SIGTERM) with a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from pixelis_jax.commands.models import Loaded
+    from pixelis_jax.data.records import EncodedExample
 
-STOPPED_EARLY = 3
+DIVERGED, STOPPED_EARLY = 1, 3
 PHASES = ("look", "sft")
+SAY_EVERY = 2000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +46,15 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.commands.configs import load_config
 
     config = load_config(args.config, args.overrides)
-    if config.phase not in PHASES:
-        raise UserError(f"{args.config}: unknown phase {config.phase!r} (known: {', '.join(PHASES)})")
-    return 0 if train(config, args.workdir) else STOPPED_EARLY
+    _check(args.config, config)
+    try:
+        finished = train(config, args.workdir)
+    except FloatingPointError as error:
+        print(f"pixelis: {error}", file=sys.stderr)
+        return DIVERGED
+    if finished:
+        print(args.workdir)
+    return 0 if finished else STOPPED_EARLY
 
 
 def train(config: ConfigDict, workdir: Path) -> bool:
@@ -52,32 +63,43 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     Args:
       config: See `configs/tiny_sft.py` and `configs/tiny_base.py`.
       workdir: The run's directory.
+
+    Raises:
+      UserError: There are no such weights or data.
+      RecordError: `config.data` cannot be read, or an example fits into no bucket.
+      WorkdirError: The directory is another run's, or no work directory.
+      FloatingPointError: The loss is no longer finite.
     """
     from pixelis_jax.commands import models
-    from pixelis_jax.rollout.agent import never_sampled_ids
-    from pixelis_jax.training import sft
+    from pixelis_jax.data.records import RecordSource
+    from pixelis_jax.rollout.agent import banned_ids
+    from pixelis_jax.training import loop, sft
+    from pixelis_jax.workdir import Workdir, describe_environment
 
+    if config.init_from:
+        models.locate(config.init_from)
+    if config.data and not Path(config.data).exists():
+        raise UserError(f"config.data: no such file: {config.data}")
+    if config.data:
+        RecordSource(config.data)
+    # Opened before anything is put into it: a directory of another run keeps its files, and gets none of this one.
+    environment = describe_environment(config.seed)
+    Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=loop.MAY_DIFFER)
     _use_compilation_cache(workdir)
     loaded = _initial(config, workdir)
-    if not config.data:
-        with config.unlocked():
-            config.data = str(build_data(config, workdir, loaded))
-    elif not Path(config.data).exists():
-        raise UserError(f"config.data: no such file: {config.data}")
-    banned = never_sampled_ids(loaded.encoder.tokenizer)
-    model, result = sft.train(config, workdir, loaded.model, banned_ids=banned)
-    if result.finished:
+    data = Path(config.data) if config.data else build_data(config, workdir, loaded)
+    model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
+    if result.finished and not (workdir / models.MODEL_FOLDER).exists():
         models.save(model, loaded.encoder, workdir / models.MODEL_FOLDER)
     return result.finished
 
 
 def build_data(config: ConfigDict, workdir: Path, loaded: Loaded) -> Path:
     """Draws the scenes that `config.scenes` asks for, runs their chains, and encodes them; skips what is there already."""
-    from pixelis_jax.data.build import build
+    from pixelis_jax.commands.data import build_split
     from pixelis_jax.data.look import look_examples
     from pixelis_jax.data.records import write_records
     from pixelis_jax.data.supervised import supervised_examples
-    from pixelis_jax.training.progress import Progress
     from tools_host.config import ToolsConfig
 
     path = workdir / "data" / f"{config.phase}.array_record"
@@ -85,19 +107,50 @@ def build_data(config: ConfigDict, workdir: Path, loaded: Loaded) -> Path:
         return path
     scenes = config.scenes.to_dict()
     if config.phase == "look":
-        write_records(path, look_examples(scenes["counts"], loaded.encoder, workers=scenes["workers"], seed=config.seed))
+        looks = look_examples(scenes["counts"], loaded.encoder, workers=scenes["workers"], seed=config.seed)
+        write_records(path, _counted(looks))
         return path
     tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text)
     folder = workdir / "data" / "scenes"
-    shards = build(
-        folder, "train", scenes["counts"], scenes["workers"], seed=scenes["seed"], styles=scenes["styles"], config=tools
-    )
-    total = sum(-(-count // 100) for count in scenes["counts"].values())
-    with Progress("traces", start=0, total=total) as progress:
-        for number, _ in enumerate(shards, start=1):
-            progress.advance(number)
-    write_records(path, supervised_examples(folder, "train", loaded.encoder, tools))
+    build_split(folder, "train", scenes["counts"], scenes["workers"], seed=scenes["seed"], styles=scenes["styles"], config=tools)
+    write_records(path, _counted(supervised_examples(folder, "train", loaded.encoder, tools)))
     return path
+
+
+def _counted(examples: Iterable[EncodedExample]) -> Iterator[EncodedExample]:
+    """Says how far it is: how many examples there will be is not known before."""
+    for number, example in enumerate(examples, start=1):
+        if number % SAY_EVERY == 0:
+            print(f"examples: {number}", flush=True)
+        yield example
+
+
+def _check(path: Path, config: ConfigDict) -> None:
+    """Raises UserError for a config that cannot be trained."""
+    from configs import tiny_base, tiny_sft
+    from pixelis_jax.commands.configs import check_fields
+    from pixelis_jax.commands.data import check_counts
+    from pixelis_jax.data.traces import STYLES
+    from pixelis_jax.sharding import create_mesh
+
+    if config.get("phase") not in PHASES:
+        raise UserError(f"{path}: phase is {config.get('phase')!r}, expected one of {', '.join(PHASES)}")
+    check_fields(path, config, (tiny_base if config.phase == "look" else tiny_sft).get_config())
+    if not 0 <= config.optimizer.warmup_steps < config.total_steps:
+        warmup = f"optimizer.warmup_steps ({config.optimizer.warmup_steps})"
+        raise UserError(f"{path}: {warmup} must be at least 0 and less than total_steps ({config.total_steps})")
+    for name in ("log_every", "checkpoint_every_steps", "keep_checkpoints"):
+        if config[name] is not None and config[name] < 1:
+            raise UserError(f"{path}: {name} must be at least 1, got {config[name]}")
+    if not config.data:
+        check_counts(config.scenes.counts.to_dict(), config.scenes.workers)
+        styles = config.scenes.get("styles", {})
+        if config.phase == "sft" and (set(styles) - set(STYLES) or sum(styles.values()) <= 0 or min(styles.values()) < 0):
+            raise UserError(f"{path}: scenes.styles must be shares of {', '.join(STYLES)}, got {styles.to_dict()}")
+    try:
+        create_mesh(**config.mesh)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: mesh: {error}") from error
 
 
 def _initial(config: ConfigDict, workdir: Path) -> Loaded:
@@ -113,6 +166,7 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
         return models.load(config.init_from)
     initial = workdir / "initial"
     if not initial.exists():
+        print("making a tokenizer from the words of some scenes", flush=True)
         encoder = tiny_encoder()
         models.save(Qwen3VL(encoder.model, rngs=nnx.Rngs(config.seed)), encoder, initial)
     loaded = models.load(str(initial))
@@ -124,4 +178,4 @@ def _use_compilation_cache(workdir: Path) -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # jax adds its options at run time
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from pixelis_jax.data.records import MERGE_UNIT, SIZES, EncodedExample, RecordSource
+from pixelis_jax.data.records import MERGE_UNIT, SIZES, EncodedExample, RecordError, RecordSource
 
 _TOKENS, _FRAMES, _PATCHES, _WEIGHTED, _CALLS = range(len(SIZES))
 
@@ -113,11 +113,11 @@ class BatchPlan(Sequence[tuple[Bucket, np.ndarray]]):
           batches: length of the run.
 
         Raises:
-          ValueError: an example fits into no bucket.
+          RecordError: an example fits into no bucket.
         """
         longest, most = sizes[:, [_TOKENS, _FRAMES]].max(axis=0)
         if longest > max(tokens) or most > max(frames):
-            raise ValueError(
+            raise RecordError(
                 f"an example of {longest} tokens or {most} frames fits into no bucket: "
                 f"the largest have {max(tokens)} tokens and {max(frames)} frames"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from etils import epath
@@ -43,12 +43,21 @@ class PromptConfig:
     patch_bucket: int = 4096
     coordinate_step: int = 1
 
+    def __post_init__(self) -> None:
+        for name, choices in (("tools", get_args(ToolsMode)), ("style", get_args(Style))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        for name in ("video_frames", "patch_bucket", "coordinate_step"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a positive integer")
+
     @classmethod
     def load(cls, directory: epath.PathLike) -> PromptConfig:
         """Reads `pixelis.json`; a directory without one is a released checkpoint and gets the defaults.
 
         Raises:
-          ValueError: The file holds an unknown field or no JSON object.
+          ValueError: The file holds an unknown field, a value out of range, or no JSON object.
         """
         path = epath.Path(directory) / PROMPT_FILE
         if not path.exists():
@@ -56,7 +65,7 @@ class PromptConfig:
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
             return cls(**fields)
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     def to_json(self) -> str:
@@ -156,6 +165,9 @@ class Encoder:
 
         Returns:
           The chunk.
+
+        Raises:
+          ValueError: A frame has more patches than `patch_bucket`.
         """
         segments = list(segments)
         tokens = tokenize(
@@ -164,6 +176,7 @@ class Encoder:
         shown = [segment for segment in segments if isinstance(segment, VisionSegment)]
         grids = [(1, *segment.grid) for segment in shown]
         positions, following = mrope_positions(tokens.ids, grids, self.model, start=start)
+        index = visual_index(tokens.ids, grids, self.model, bucket=self.prompt.patch_bucket)
         vision = self.model.vision
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         patches = np.zeros((len(shown), self.prompt.patch_bucket, width), np.float32)
@@ -176,7 +189,7 @@ class Encoder:
             turns=tokens.turns,
             positions=positions,
             next_position=following,
-            visual_index=visual_index(tokens.ids, grids, self.model, bucket=self.prompt.patch_bucket),
+            visual_index=index,
             patches=patches,
             grid=np.asarray([segment.grid for segment in shown], np.int32).reshape(-1, 2),
             media_spans=tokens.media_spans,

@@ -32,14 +32,13 @@ from pixelis_jax.trajectory import (
     render_prompt,
     roles_of,
 )
-from pixelis_jax.trajectory.grammar import END_OF_TURN
+from pixelis_jax.trajectory.grammar import CALL_OPEN, END_OF_TURN
 from pixelis_jax.trajectory.types import Stopped
 from tools_host.config import ToolsConfig
 from tools_host.environment import EpisodeEnvironment
 from tools_host.media import MediaStore
 from tools_host.protocol import Observation, ToolCall, ToolError, ToolOutput, ToolPool
 
-CALL_OPEN_TOKEN = "<tool_call>"
 NEVER_SAMPLED = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|endoftext|>")
 
 
@@ -157,7 +156,8 @@ class Agent:
                 for result in self._engine.step():
                     if (episode := self._turn(result)) is not None:
                         yield episode
-                yield from self._observations(block=not self._engine.busy)
+                idle = not self._engine.busy and (exhausted or not self._engine.free_slots)
+                yield from self._observations(block=idle)
         finally:
             for slot in self._running:
                 self._engine.release(slot)
@@ -244,7 +244,7 @@ class Agent:
         return None
 
     def _observations(self, *, block: bool) -> Iterator[Episode]:
-        """Takes the calls that are done; waits for one if the engine has nothing else to do."""
+        """Takes the calls that are done; `block` waits for one."""
         if not self._calls:
             return
         if block:
@@ -329,17 +329,27 @@ class Agent:
 
 def make_engine(model: Qwen3VL, encoder: Encoder, *, slots: int, capacity: int, block: int = 32) -> Engine:
     """An engine whose special tokens are those of the encoder's tokenizer."""
-    tokenizer = encoder.tokenizer
+    stop_id, tool_open_id = special_ids(encoder.tokenizer)
     return Engine(
         model,
         slots=slots,
         capacity=capacity,
-        stop_id=tokenizer.id(END_OF_TURN),
+        stop_id=stop_id,
         banned_ids=banned_ids(encoder),
-        tool_open_id=tokenizer.id(CALL_OPEN_TOKEN),
+        tool_open_id=tool_open_id,
         patch_bucket=encoder.prompt.patch_bucket,
         block=block,
     )
+
+
+def special_ids(tokenizer: TextTokenizer) -> tuple[int, int]:
+    """Ids of the token that ends a turn and of the one that opens a call.
+
+    Raises:
+      ValueError: The vocabulary lacks one of the tokens that episodes need, banned ones included.
+    """
+    never_sampled_ids(tokenizer)
+    return tokenizer.id(END_OF_TURN), tokenizer.id(CALL_OPEN)
 
 
 def banned_ids(encoder: Encoder) -> list[int]:

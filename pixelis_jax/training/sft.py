@@ -25,7 +25,12 @@ _HEADS_STREAM = 1
 
 
 def train(
-    config: ConfigDict, workdir: epath.PathLike, model: Qwen3VL, *, banned_ids: Sequence[int] = ()
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    model: Qwen3VL,
+    *,
+    banned_ids: Sequence[int] = (),
+    data: epath.PathLike | None = None,
 ) -> tuple[Qwen3VL, loop.Result]:
     """Fine-tunes a policy.
 
@@ -36,14 +41,14 @@ def train(
       workdir: the run's directory; a run that was stopped goes on.
       model: the initial policy; left as it is.
       banned_ids: tokens that the sampler never emits; they take no probability here either.
+      data: the records, where ``config.data`` is empty because they lie in the work directory, which may be moved.
 
     Returns:
       The trained policy, and how the run ended.
 
     Raises:
       WorkdirError: the directory is another run's, or no work directory.
-      RecordError: the data cannot be read.
-      ValueError: an example fits into no bucket.
+      RecordError: the data cannot be read, or an example fits into no bucket.
     """
     mesh = sharding.create_mesh(**config.mesh)
     banned = np.isin(np.arange(model.config.text.vocab_size), banned_ids)
@@ -54,7 +59,7 @@ def train(
     )
     graph, params = nnx.split(model)
     heads_graph, head_params = nnx.split(heads)
-    source = RecordSource(config.data)
+    source = RecordSource(data or config.data)
     plan = BatchPlan(
         source.sizes,
         **config.buckets,

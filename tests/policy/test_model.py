@@ -1,5 +1,6 @@
 """The model alone: masks, packing, cache, heads, gradients. Equality with transformers is shown in tests/oracle."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,14 +11,16 @@ from flax import nnx
 
 from pixelis_jax import policy
 
-CONFIG = policy.tiny(vocab_size=64)
+TINY = policy.tiny(vocab_size=64)
+# As many layers as there are DeepStack taps: more of the same would only take longer to compile.
+CONFIG = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, num_hidden_layers=2))
 TEXT = np.random.default_rng(0).integers(0, 50, (2, 12)).astype(np.int32)
 LINE = np.broadcast_to(np.arange(12, dtype=np.int32)[:, None], (12, 3))
 
 
 @functools.cache
-def _model() -> policy.Qwen3VL:
-    return policy.Qwen3VL(CONFIG, rngs=nnx.Rngs(0))
+def _model(**options) -> policy.Qwen3VL:
+    return policy.Qwen3VL(CONFIG, rngs=nnx.Rngs(0), **options)
 
 
 @nnx.jit
@@ -31,7 +34,8 @@ def _lines(count: int) -> np.ndarray:
 
 
 def test_about_two_million_parameters():
-    count = sum(value.size for value in jax.tree.leaves(nnx.state(_model(), nnx.Param)))
+    model = nnx.eval_shape(lambda: policy.Qwen3VL(TINY, rngs=nnx.Rngs(0)))
+    count = sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert 1_000_000 < count < 2_000_000
 
 
@@ -114,15 +118,14 @@ def test_gradients_reach_every_parameter_and_remat_changes_none():
     plain = gradients(_model())
     for path, gradient in jax.tree_util.tree_leaves_with_path(plain):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, path
-    again = gradients(policy.Qwen3VL(CONFIG, remat=True, rngs=nnx.Rngs(0)))
+    again = gradients(_model(remat=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
 
 
 def test_bfloat16_stays_close_and_logits_are_float32():
-    precision = policy.Precision(params=jnp.bfloat16, compute=jnp.bfloat16)
-    model = policy.Qwen3VL(CONFIG, precision=precision, rngs=nnx.Rngs(0))
+    model = _model(precision=policy.Precision(params=jnp.bfloat16, compute=jnp.bfloat16))
     logits, _ = _run(model, TEXT, _lines(2))
-    wide = nnx.merge(*nnx.split(policy.Qwen3VL(CONFIG, rngs=nnx.Rngs(0))))
+    wide = nnx.clone(_model())
     nnx.update(wide, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(model)))
     expected, _ = _run(wide, TEXT, _lines(2))
     assert logits.dtype == jnp.float32

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from scripted_engine import ScriptedEngine
 
 from pixelis_jax.data import tiny_tokenizer
 from pixelis_jax.data.examples import encode_trajectory
@@ -16,7 +17,6 @@ from pixelis_jax.data.look import encoder_of
 from pixelis_jax.data.supervised import show
 from pixelis_jax.encoding import TextTokenizer
 from pixelis_jax.rollout.agent import Agent, EpisodeLimits, Request, banned_ids, make_engine
-from pixelis_jax.rollout.engine import BlockResult, CacheFullError
 from pixelis_jax.rollout.replay import environment_record, replay
 from pixelis_jax.trajectory import ACTION_ROLES, Example, Role, Source, save_record
 from pixelis_jax.trajectory.io import trajectory_from_json, trajectory_to_json
@@ -61,63 +61,6 @@ def ask(tmp_path):
         return Request(example=example, uris=(path.name,), **fields)
 
     return request
-
-
-class ScriptedEngine:
-    """An engine whose turns were written beforehand: one script an episode, in the order in which they are submitted.
-
-    A turn is its text, or its text and how it ended where that is not by the end token.
-    """
-
-    def __init__(self, encoder, scripts, *, slots=1, capacity=100_000):
-        self._encoder, self._scripts = encoder, [list(script) for script in scripts]
-        self.slots, self.capacity = slots, capacity
-        self._free, self._turns, self._length = list(range(slots))[::-1], {}, {}
-        self._ready = set()
-        self.options, self.prompts = [], []
-
-    @property
-    def free_slots(self):
-        return len(self._free)
-
-    @property
-    def busy(self):
-        return bool(self._ready)
-
-    def submit(self, prompt, options):
-        self.prompts.append(prompt)
-        self.options.append(options)
-        script = self._scripts.pop(0)
-        if len(prompt.ids) >= self.capacity:
-            raise CacheFullError
-        slot = self._free.pop()
-        self._turns[slot], self._length[slot] = script, len(prompt.ids)
-        self._ready.add(slot)
-        return slot
-
-    def extend(self, slot, observation):
-        assert slot not in self._ready and slot not in self._free
-        if self._length[slot] + len(observation.ids) >= self.capacity:
-            raise CacheFullError
-        self._length[slot] += len(observation.ids)
-        self._ready.add(slot)
-
-    def release(self, slot):
-        assert slot not in self._free
-        self._ready.discard(slot)
-        self._free.append(slot)
-
-    def step(self):
-        results = []
-        for slot in sorted(self._ready):
-            turn = self._turns[slot].pop(0)
-            text, ended = (turn + "<|im_end|>", "stop") if isinstance(turn, str) else turn
-            ids = np.asarray(self._encoder.tokenizer.encode(text), np.int32)
-            log_probs = -np.arange(1, len(ids) + 1, dtype=np.float32)
-            self._length[slot] += len(ids)
-            results.append(BlockResult(slot=slot, ids=ids, log_probs=log_probs, ended=ended))
-        self._ready.clear()
-        return results
 
 
 def run(encoder, pool, scripts, requests, *, limits=None, on_step=None, **options):

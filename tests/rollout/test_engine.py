@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import special
 
 from pixelis_jax import policy
 from pixelis_jax.encoding import Chunk
@@ -16,17 +18,36 @@ from pixelis_jax.rollout import engine as engine_lib
 from pixelis_jax.rollout.engine import CacheFullError, Engine, SlotOptions
 
 VOCAB = 64
-CONFIG = policy.tiny(vocab_size=VOCAB)
+CAPACITY = 112
+
+
+def _config() -> policy.Qwen3VLConfig:
+    """Two layers, so that each has a cache of its own; narrow, because compiling is all that this file waits for."""
+    tiny = policy.tiny(vocab_size=VOCAB)
+    text = dataclasses.replace(tiny.text, num_hidden_layers=2, hidden_size=32, intermediate_size=64)
+    vision = dataclasses.replace(
+        tiny.vision, depth=1, hidden_size=16, num_heads=1, intermediate_size=32, out_hidden_size=32, deepstack_visual_indexes=(0,)
+    )
+    return dataclasses.replace(tiny, text=text, vision=vision)
+
+
+CONFIG = _config()
 STOP, TOOL, BANNED = 5, 6, (CONFIG.image_token_id, CONFIG.video_token_id)
 BUCKET = 64
 
 
 @pytest.fixture(scope="module")
 def model() -> policy.Qwen3VL:
-    model = policy.Qwen3VL(CONFIG, rngs=nnx.Rngs(0))
+    model = nnx.jit(lambda: policy.Qwen3VL(CONFIG, rngs=nnx.Rngs(0)))()
     # Larger embeddings spread the logits, so that a greedy choice is no tie.
-    model.decoder.embedding[...] = model.decoder.embedding[...] * 2
+    model.decoder.embedding[...] = model.decoder.embedding[...] * 8
     return model
+
+
+@pytest.fixture(scope="module")
+def engine(model: policy.Qwen3VL) -> Engine:
+    """One for all tests, which leave its slots free: what is compiled once serves them all."""
+    return make_engine(model)
 
 
 def chunk(rng: np.random.Generator, tokens: int, frames: int = 0, start: int = 0) -> Chunk:
@@ -49,8 +70,8 @@ def chunk(rng: np.random.Generator, tokens: int, frames: int = 0, start: int = 0
 
 def make_engine(model: policy.Qwen3VL, **options: int) -> Engine:
     return Engine(
-        model, **({"slots": 3, "capacity": 160, "block": 8, "prefill_rows": 2} | options),
-        stop_id=STOP, banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET,
+        model, **({"slots": 3, "block": 8} | options),
+        capacity=CAPACITY, prefill_rows=2, stop_id=STOP, banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET,
     )  # fmt: skip
 
 
@@ -81,11 +102,16 @@ def full_log_probs(model: policy.Qwen3VL, pieces: list[Chunk | np.ndarray]) -> n
             positions.append(np.repeat(position + np.arange(len(piece))[:, None], 3, axis=1))
             index.append(np.full(len(piece), -1))
             position += len(piece)
-    inputs = (np.concatenate(ids), np.concatenate(positions), np.concatenate(index), np.concatenate(patches))
-    graph, state = nnx.split(model)
-    logits = _full_forward(graph, state, *(jnp.asarray(x)[None] for x in inputs))[0]
-    logits = logits.at[:, list(BANNED)].set(-jnp.inf)
-    return np.asarray(jax.nn.log_softmax(logits))[:-1]
+    # Padding behind the episode changes nothing in it, and lets all episodes share one compilation.
+    count, shape = sum(map(len, ids)), (CAPACITY, 3, BUCKET)
+    inputs = [np.zeros((1, shape[0]), np.int32), np.zeros((1, shape[0], 3), np.int32), np.full((1, shape[0]), -1)]
+    for padded, parts in zip(inputs, (ids, positions, index), strict=True):
+        padded[0, :count] = np.concatenate(parts)
+    pixels = np.zeros((1, *shape[1:], 384), np.float32)
+    pixels[0, :frames] = np.concatenate(patches)
+    logits = np.array(_full_forward(*nnx.split(model), *inputs, pixels)[0, :count])
+    logits[:, BANNED] = -np.inf
+    return special.log_softmax(logits, axis=-1)[:-1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -96,16 +122,26 @@ def _full_forward(graph: nnx.GraphDef, state: nnx.State, ids, positions, index, 
     return model.unembed(model(ids, positions, visual=visual, visual_index=index)[0])
 
 
-def test_two_turns_with_images_equal_one_full_forward(model: policy.Qwen3VL) -> None:
+def play(engine: Engine, prompt: Chunk, how: SlotOptions) -> np.ndarray:
+    """Ids of one turn behind a prompt; the slot is free again."""
+    slot = engine.submit(prompt, how)
+    ids = turn(engine, slot).ids
+    engine.release(slot)
+    return ids
+
+
+def test_two_turns_with_images_equal_one_full_forward(model: policy.Qwen3VL, engine: Engine) -> None:
     rng = np.random.default_rng(1)
     prompt = chunk(rng, 11, frames=1)
-    engine = make_engine(model)
-    engine.submit(chunk(rng, 5), options(3))
+    neighbour = engine.submit(chunk(rng, 5), options(3))
     slot = engine.submit(prompt, options(7))
     first = turn(engine, slot)
     observation = chunk(rng, 7, frames=2, start=prompt.next_position + len(first.ids))
     engine.extend(slot, observation)
     second = turn(engine, slot)
+    engine.release(neighbour)
+    engine.release(slot)
+    assert len(first.ids) > 1 and len(second.ids) > 1
 
     log_probs = full_log_probs(model, [prompt, first.ids, observation, second.ids])
     begin = len(prompt.ids)
@@ -116,41 +152,39 @@ def test_two_turns_with_images_equal_one_full_forward(model: policy.Qwen3VL) -> 
     np.testing.assert_allclose(second.log_probs, expected, atol=1e-4)
 
 
-def test_an_episode_does_not_depend_on_its_neighbours_or_on_the_block(model: policy.Qwen3VL) -> None:
+def test_an_episode_does_not_depend_on_its_neighbours_or_on_the_block(model: policy.Qwen3VL, engine: Engine) -> None:
     prompt = chunk(np.random.default_rng(2), 9, frames=1)
-    alone = make_engine(model)
-    expected = turn(alone, alone.submit(prompt, options(11)))
+    expected = play(engine, prompt, options(11))
     crowded = make_engine(model, slots=5, block=3)
     rng = np.random.default_rng(3)
     for seed in range(3):
         crowded.submit(chunk(rng, 4 + seed), options(seed))
-    result = turn(crowded, crowded.submit(prompt, options(11)))
-    np.testing.assert_array_equal(result.ids, expected.ids)
-    assert len(np.unique(expected.ids)) > 1, "a constant sequence would show nothing"
+    np.testing.assert_array_equal(play(crowded, prompt, options(11)), expected)
+    assert len(np.unique(expected)) > 1, "a constant sequence would show nothing"
 
 
-def test_greedy_takes_the_most_probable_token_and_bans_hold(model: policy.Qwen3VL) -> None:
+def test_greedy_takes_the_most_probable_token(model: policy.Qwen3VL, engine: Engine) -> None:
     prompt = chunk(np.random.default_rng(4), 9, frames=1)
-    engine = make_engine(model)
-    result = turn(engine, engine.submit(prompt, options(1, temperature=0.0)))
-    log_probs = full_log_probs(model, [prompt, result.ids])[len(prompt.ids) - 1 :]
-    np.testing.assert_array_equal(result.ids, log_probs.argmax(axis=1))
-
-    engine = make_engine(model)
-    for seed in range(20):
-        slot = engine.submit(prompt, options(seed, ban_tools=True, temperature=3.0))
-        ids = turn(engine, slot).ids
-        assert TOOL not in ids and not np.isin(ids, BANNED).any()
-        engine.release(slot)
+    ids = play(engine, prompt, options(1, temperature=0.0))
+    log_probs = full_log_probs(model, [prompt, ids])[len(prompt.ids) - 1 :]
+    np.testing.assert_array_equal(ids, log_probs.argmax(axis=1))
 
 
-def test_limits_are_reported(model: policy.Qwen3VL) -> None:
-    engine = make_engine(model, capacity=40)
-    prompt = chunk(np.random.default_rng(5), 30)
-    slot = engine.submit(prompt, options(0, max_turn_tokens=4))
+def test_bans_hold(engine: Engine) -> None:
+    prompt = chunk(np.random.default_rng(4), 9, frames=1)
+    seen = np.concatenate([play(engine, prompt, options(seed, temperature=50.0, max_turn_tokens=20)) for seed in range(12)])
+    assert TOOL in seen and not np.isin(seen, BANNED).any()
+    asked = [play(engine, prompt, options(seed, ban_tools=True, temperature=50.0)) for seed in range(12)]
+    assert TOOL not in np.concatenate(asked)
+
+
+def test_limits_are_reported(engine: Engine) -> None:
+    slot = engine.submit(chunk(np.random.default_rng(5), 60), options(0, max_turn_tokens=4))
     result = turn(engine, slot)
     assert result.ended == ("stop" if result.ids[-1] == STOP else "length") and len(result.ids) <= 4
     with pytest.raises(CacheFullError, match="do not fit"):
-        engine.extend(slot, chunk(np.random.default_rng(6), 30))
-    with pytest.raises(CacheFullError, match="context of 40"):
-        engine.submit(chunk(np.random.default_rng(6), 40), options(0))
+        engine.extend(slot, chunk(np.random.default_rng(6), 60))
+    engine.release(slot)
+    with pytest.raises(CacheFullError, match=f"context of {CAPACITY}"):
+        engine.submit(chunk(np.random.default_rng(6), CAPACITY), options(0))
+    assert engine.free_slots == engine.slots

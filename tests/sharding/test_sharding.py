@@ -31,7 +31,7 @@ def test_one_device_and_eight_give_the_same_step():
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == 3
+    assert len(results) == 2
     for result in results:
         assert result["loss"] < 1e-5, result
         assert result["gradients"] < 1e-5, result
@@ -81,8 +81,8 @@ def test_a_mesh_must_cover_the_devices():
 
 def test_optimizer_state_follows_its_parameters():
     optax = pytest.importorskip("optax")
-    model = policy.Qwen3VL(policy.tiny(vocab_size=64), rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    model = nnx.eval_shape(lambda: policy.Qwen3VL(policy.tiny(vocab_size=64), rngs=nnx.Rngs(0)))
+    optimizer = nnx.eval_shape(lambda: nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param))
     mesh = AbstractMesh((1, 2, 2, 1, 1), tuple(sharding.MESH_AXES))
     placed = sharding.state_shardings(nnx.state(optimizer), mesh)
     specs = [leaf.spec for leaf in jax.tree.leaves(placed)]
