@@ -21,7 +21,6 @@ def agent(
     loaded: Loaded,
     *,
     slots: int = 1,
-    capacity: int = 768,
     workers: int = 1,
     imports: tuple[str, ...] = (),
     on_step: Callable[[Request, Step], None] | None = None,
@@ -31,7 +30,6 @@ def agent(
     Args:
       loaded: The policy.
       slots: Episodes that run together.
-      capacity: Most tokens of an episode.
       workers: Tool processes.
       imports: Modules of the user's own that register tools.
       on_step: Called with each step as it happens.
@@ -41,7 +39,7 @@ def agent(
     from tools_host.pool import WorkerPool
 
     tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text, imports=imports)
-    engine = make_engine(loaded.model, loaded.encoder, slots=slots, capacity=capacity)
+    engine = make_engine(loaded.model, loaded.encoder, slots=slots, capacity=loaded.encoder.prompt.context)
     with WorkerPool(tools, workers=workers, timeout_s=TIMEOUT_S) as pool:
         yield Agent(engine, loaded.encoder, pool, tools, policy=loaded.info, on_step=on_step)
 

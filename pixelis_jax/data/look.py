@@ -73,6 +73,7 @@ def encoder_of(tokenizer: TextTokenizer) -> Encoder:
             video_frames=8,
             patch_bucket=64,
             coordinate_step=tiny_tokenizer.COORDINATE_STEP,
+            context=768,
         ),
     )
 

@@ -34,6 +34,7 @@ class PromptConfig:
       video_frames: Frames of a video that the model sees, sampled uniformly; two make a pair.
       patch_bucket: Patches that a frame is padded to, on the device.
       coordinate_step: Supervised traces round boxes to multiples of this.
+      context: Most tokens of an episode, prompt and observations included.
     """
 
     tools: ToolsMode = "schemas"
@@ -42,12 +43,13 @@ class PromptConfig:
     video_frames: int = 16
     patch_bucket: int = 4096
     coordinate_step: int = 1
+    context: int = 16_384
 
     def __post_init__(self) -> None:
         for name, choices in (("tools", get_args(ToolsMode)), ("style", get_args(Style))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
-        for name in ("video_frames", "patch_bucket", "coordinate_step"):
+        for name in ("video_frames", "patch_bucket", "coordinate_step", "context"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a positive integer")
@@ -125,11 +127,12 @@ class Encoder:
           ValueError: A file is missing or malformed.
         """
         directory = epath.Path(directory)
+        prompt = PromptConfig.load(directory)
         return cls(
             model=Qwen3VLConfig.from_json(directory / "config.json"),
             tokenizer=TextTokenizer.load(directory),
-            processing=processing.ProcessingConfig.from_json(directory),
-            prompt=PromptConfig.load(directory),
+            processing=_limited(processing.ProcessingConfig.from_json(directory), prompt.patch_bucket),
+            prompt=prompt,
         )
 
     def files(self) -> dict[str, str]:
@@ -199,3 +202,16 @@ class Encoder:
         """Frames of temporal patch `index`, uint8 `[2, H, W, 3]`."""
         group = self.processing.temporal_patch_size
         return thumbnail.frames[group * index : group * (index + 1)]
+
+
+def _limited(config: processing.ProcessingConfig, bucket: int) -> processing.ProcessingConfig:
+    """Published settings allow images of 16 megapixels: shrinks what the model sees until every frame fits into the bucket."""
+    if config.fit_side is not None:
+        return config
+    area = bucket * config.patch_size**2
+    return dataclasses.replace(
+        config,
+        max_pixels=min(config.max_pixels, area),
+        # A limit on frames x height x width; the shortest clip has one temporal patch.
+        video_max_pixels=min(config.video_max_pixels, config.temporal_patch_size * area),
+    )

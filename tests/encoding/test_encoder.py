@@ -10,6 +10,7 @@ from pixelis_jax.data import tiny_tokenizer
 from pixelis_jax.data.look import encoder_of
 from pixelis_jax.encoding import Chunk, Encoder, PromptConfig, TextTokenizer, Thumbnail
 from pixelis_jax.policy import processing
+from pixelis_jax.policy.processing import ProcessingConfig
 from pixelis_jax.trajectory import Final, Role, Source, Step, Trajectory
 from pixelis_jax.trajectory.rendering import render_observation, render_prompt, render_trajectory, render_turn
 from tools_host.protocol import Media, Observation, Parent, ToolCall
@@ -163,6 +164,20 @@ def test_files_of_a_model_directory_round_trip(tmp_path):
 def test_a_released_checkpoint_gets_the_default_prompt(tmp_path):
     prompt = PromptConfig.load(tmp_path)
     assert prompt == PromptConfig() and (prompt.tools, prompt.style) == ("schemas", "qwen3_vl")
+
+
+def test_frames_of_a_released_checkpoint_always_fit_into_the_bucket(tmp_path):
+    files = ENCODER.files() | {"pixelis.json": '{"patch_bucket": 256}'}
+    published = ProcessingConfig(patch_size=ENCODER.processing.patch_size, min_pixels=1024)
+    files["preprocessor_config.json"] = json.dumps(published.to_json())
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "config.json").write_text(json.dumps(ENCODER.model.to_json()))
+    encoder = Encoder.load(tmp_path)
+    _, height, width = encoder.image(np.zeros((700, 900, 3), np.uint8)).shown.grid
+    assert 128 < height * width <= 256
+    _, height, width = encoder.video(np.zeros((2, 700, 900, 3), np.uint8), [0.0, 1.0]).shown.grid
+    assert 128 < height * width <= 256
 
 
 @pytest.mark.parametrize(
