@@ -160,6 +160,7 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
     from pixelis_jax.commands import models
     from pixelis_jax.data.look import tiny_encoder
     from pixelis_jax.policy import Qwen3VL
+    from pixelis_jax.policy.initialization import scale_by_fan_in
     from pixelis_jax.trajectory import PolicyInfo
 
     if config.init_from:
@@ -168,7 +169,9 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
     if not initial.exists():
         print("making a tokenizer from the words of some scenes", flush=True)
         encoder = tiny_encoder()
-        models.save(Qwen3VL(encoder.model, rngs=nnx.Rngs(config.seed)), encoder, initial)
+        model = Qwen3VL(encoder.model, rngs=nnx.Rngs(config.seed))
+        scale_by_fan_in(model)
+        models.save(model, encoder, initial)
     loaded = models.load(str(initial))
     return models.Loaded(model=loaded.model, encoder=loaded.encoder, info=PolicyInfo(model="new"))
 
