@@ -14,8 +14,8 @@ POSITION_STD = 0.5
 def scale_by_fan_in(model: Qwen3VL) -> None:
     """Rescales freshly drawn weights in place, so that each layer keeps the scale of its input (LeCun et al. 1998).
 
-    The published initialisation, a standard deviation of 0.02 everywhere, is meant for widths of thousands. At a width of about 100
-    it shrinks the signal fivefold in every layer: see `docs/training.md` for what that does to the tiny policy.
+    The published initialisation, a standard deviation of 0.02 everywhere, is meant for widths of thousands. At a width of
+    about 100 it shrinks the signal fivefold in every layer: see `docs/training.md` for what that does to the tiny policy.
 
     Args:
       model: A model as its constructor leaves it. Biases and norms stay as they are, kernels get a standard deviation of

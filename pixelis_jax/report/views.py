@@ -16,8 +16,8 @@ from pixelis_jax.trajectory import Place, Step, Trajectory, call_place, is_chain
 from pixelis_jax.trajectory.regions import region_place
 from tools_host.geometry import decode_mask, to_root
 from tools_host.images import MediaError
-from tools_host.media import MediaStore
-from tools_host.protocol import Media, MediaSpec, MediaView, Parent, Region
+from tools_host.media import MediaStore, media_spec
+from tools_host.protocol import Media, MediaView, Region
 
 PICTURE_SIDE = 960
 """Longer side of a picture on the page; shapes keep the original's coordinates."""
@@ -302,12 +302,7 @@ class _Painter:
         return Shot(picture=picture, caption=caption, shapes=tuple(shapes))
 
     def _view(self, medium: Media) -> MediaView:
-        parents: list[Parent] = []
-        while medium.parent is not None:
-            parents.insert(0, medium.parent)
-            medium = self._media[medium.parent.media - 1]
-        path = str(self._root / (medium.uri or ""))
-        spec = MediaSpec(path=path, sha256=medium.sha256, kind=medium.kind, parents=tuple(parents))
+        spec = media_spec(self._media, medium.id, lambda root: str(self._root / (root.uri or "")))
         return self._store.open(spec, drawn=True)
 
     def _timeline(self, step: Step) -> Timeline | None:
