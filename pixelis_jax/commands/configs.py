@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import runpy
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,17 @@ _KINDS = (
     (Mapping, "a dict"),
     (list | tuple, "a sequence"),
 )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Declares `--config`; the command line keeps `--config.x=y` in `args.overrides`."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="a Python file with get_config(); --config.FIELD=VALUE changes a field",
+    )
 
 
 def load_config(path: Path, overrides: Sequence[str]) -> ConfigDict:

@@ -27,13 +27,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the config, the model and the work directory."""
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        required=True,
-        help="a Python file with get_config(); --config.FIELD=VALUE changes a field",
-    )
+    from pixelis_jax.commands.configs import add_config
+
+    add_config(parser)
     parser.add_argument("--model", required=True, help="a shipped name, a work directory or a directory in the published layout")
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="where results, trajectories and report go")
 

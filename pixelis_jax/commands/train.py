@@ -31,13 +31,9 @@ SAY_EVERY = 2000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the config and the work directory."""
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        required=True,
-        help="a Python file with get_config(); --config.FIELD=VALUE changes a field",
-    )
+    from pixelis_jax.commands.configs import add_config
+
+    add_config(parser)
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="where the run lives; made if absent")
 
 

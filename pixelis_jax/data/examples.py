@@ -89,11 +89,10 @@ def _example(
     table[list(weights)] = list(weights.values())
     mask = np.isin(chunk.roles, ACTION_ROLES) & np.append(imitated, False)[chunk.turns]
     shown = [segment for segment in segments if isinstance(segment, VisionSegment)]
-    group = encoder.processing.temporal_patch_size
     side = max((max(thumbnail.frames.shape[1:3]) for thumbnail in thumbnails.values()), default=0)
-    frames = np.zeros((len(shown), group, side, side, 3), np.uint8)
+    frames = np.zeros((len(shown), encoder.processing.temporal_patch_size, side, side, 3), np.uint8)
     for frame, segment in zip(frames, shown, strict=True):
-        pair = thumbnails[segment.media].frames[group * segment.frame : group * (segment.frame + 1)]
+        pair = encoder.pair(thumbnails[segment.media], segment.frame)
         frame[:, : pair.shape[1], : pair.shape[2]] = pair
     return {
         "ids": chunk.ids,

@@ -184,7 +184,7 @@ class Encoder:
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         patches = np.zeros((len(shown), self.prompt.patch_bucket, width), np.float32)
         for frame, segment in enumerate(shown):
-            pair = self._pair(thumbnails[segment.media], segment.frame)
+            pair = self.pair(thumbnails[segment.media], segment.frame)
             patches[frame, : segment.grid[0] * segment.grid[1]] = processing.to_patches(pair, self.processing)[0]
         return Chunk(
             ids=tokens.ids,
@@ -198,7 +198,7 @@ class Encoder:
             media_spans=tokens.media_spans,
         )
 
-    def _pair(self, thumbnail: Thumbnail, index: int) -> np.ndarray:
+    def pair(self, thumbnail: Thumbnail, index: int) -> np.ndarray:
         """Frames of temporal patch `index`, uint8 `[2, H, W, 3]`."""
         group = self.processing.temporal_patch_size
         return thumbnail.frames[group * index : group * (index + 1)]
