@@ -17,5 +17,7 @@ def get_config() -> ConfigDict:
     config.counts = ConfigDict({family: 70 for family in FAMILIES})
     config.workers = 2
     config.slots = 16
+    config.with_tools = True
     config.no_tools = True
+    config.samples = 0  # more: also ask so often at temperature 1, for the vote and the best
     return config

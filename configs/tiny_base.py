@@ -1,6 +1,6 @@
-"""The tiny policy learns to look: captions of scenes, from random weights, without any tool.
+"""The tiny policy learns to look: captions of scenes, clips and crops, without any tool.
 
-    pixelis train --config=configs/tiny_base.py --workdir=runs/tiny_base
+    pixelis train --config=configs/tiny_base.py --workdir=runs/tiny_base --config.init_from=runs/tiny_look
 
 Cost and result: see docs/training.md. Draws its scenes into `<workdir>/data` first.
 """
@@ -8,17 +8,18 @@ Cost and result: see docs/training.md. Draws its scenes into `<workdir>/data` fi
 from ml_collections import ConfigDict
 
 from configs import tiny_sft
+from pixelis_jax.data.captions import KINDS
 
 COUNTS = {
-    "read": 6000,
-    "shape": 6000,
-    "angle": 6000,
-    "where": 3000,
-    "blink": 3000,
-    "cut": 500,
-    "flash_read": 2000,
-    "flash_shape": 2000,
-    "follow_read": 2000,
+    "read": 800,
+    "shape": 800,
+    "angle": 800,
+    "where": 800,
+    "blink": 800,
+    "cut": 100,
+    "flash_read": 500,
+    "flash_shape": 500,
+    "follow_read": 800,
 }
 
 
@@ -27,10 +28,11 @@ def get_config() -> ConfigDict:
     config = tiny_sft.get_config()
     config.phase = "look"
     config.init_from = ""
-    config.scenes = ConfigDict({"counts": COUNTS, "workers": 2})
-    config.total_steps = 6000
+    config.scenes = ConfigDict({"counts": COUNTS, "kinds": KINDS, "asked_share": 0.25, "workers": 2})
+    config.total_steps = 1000
     config.optimizer.learning_rate = 1.5e-3
     config.buckets.tokens = (48, 80, 128, 192)
     config.buckets.frames = (1, 4)
-    config.loss.heads_weight = 0.0
+    config.loss.heads_weight = 1.0
+    config.loss.patches_weight = 1.0
     return config

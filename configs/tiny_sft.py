@@ -16,11 +16,13 @@ def get_config() -> ConfigDict:
     config.phase = "sft"
     config.seed = 0
     config.init_from = "tiny_base"
+    config.blind = False  # True: grey in place of every medium, for the baseline that only hears the question
     config.data = ""
     config.scenes = ConfigDict(
         {
             "counts": {family: 600 for family in FAMILIES},
             "styles": {"tools": 0.58, "direct": 0.24, "trap": 0.09, "self_correct": 0.09},
+            "answer_only": {},  # by family: share of the traces cut down to their answer, see configs/tiny_sft_early.py
             "workers": 2,
             "seed": 0,
         }
@@ -40,7 +42,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.buckets = ConfigDict({"tokens": (64, 128, 192, 256, 384, 640), "frames": (1, 4, 12), "tokens_per_batch": 6144})
-    config.loss = ConfigDict({"heads_weight": 0.5, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024})
+    config.loss = ConfigDict({"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024})
     config.pixels = ConfigDict({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
     config.log_every = 20

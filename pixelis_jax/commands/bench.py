@@ -2,10 +2,16 @@
 
   pixelis bench tools
   pixelis bench tools --scenes=24 --json=tools.json
+  pixelis bench scenes --split=test --first=100000 --scenes=60
 
 `tools`: processor time and correctness of every tool on drawn scenes over real photographs, one thread, models loaded,
 nothing remembered. A call's budget is 30 ms in the median and 150 ms at the 95th percentile. Intervals are Wilson's
-at 95 %. Exit status: 0 measured, 2 bad input.
+at 95 %.
+
+`scenes`: how often the chain of each family of scenes comes out right: with its boxes where they belong, with boxes of the
+same size anywhere, and with boxes around the whole medium. `--scenes` are per family.
+
+Exit status: 0 measured, 2 bad input.
 """
 
 from __future__ import annotations
@@ -16,10 +22,11 @@ import json
 import math
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("tools",)
+BENCHMARKS = ("tools", "scenes")
 MEDIAN_BUDGET_MS = 30.0
 P95_BUDGET_MS = 150.0
 
@@ -28,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the benchmark's name and the output."""
     parser.add_argument("name", metavar="NAME", choices=BENCHMARKS, help=f"one of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--scenes", metavar="N", type=int, default=12, help="pictures and clips to draw (default: 12)")
+    parser.add_argument("--split", metavar="SPLIT", default="test", help="`scenes`: of the scenes (default: test)")
+    parser.add_argument("--first", metavar="N", type=int, default=0, help="`scenes`: index of the first scene (default: 0)")
+    parser.add_argument("--workers", metavar="N", type=int, default=2, help="`scenes`: processes (default: 2)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
 
 
@@ -37,17 +47,46 @@ def run(args: argparse.Namespace) -> int:
 
     if args.scenes < 1:
         raise UserError("--scenes must be at least 1")
+    rows, text = _measure_tools(args) if args.name == "tools" else _measure_scenes(args)
+    print(text)
+    if args.json is not None:
+        settings = {"scenes": args.scenes} | ({"split": args.split, "first": args.first} if args.name == "scenes" else {})
+        record = {"benchmark": args.name, "machine": platform.processor() or platform.machine(), **settings, "rows": rows}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+def _measure_tools(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     # Read when the numerical libraries are imported, so before the benchmark's own imports.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     from tools_host.benchmark import measure_tools
 
     rows = [_with_ratios(dataclasses.asdict(row)) for row in measure_tools(scenes=args.scenes)]
-    print(_table(rows))
-    if args.json is not None:
-        record = {"benchmark": args.name, "machine": platform.processor() or platform.machine(), "rows": rows}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
-    return 0
+    return rows, _table(rows)
+
+
+def _measure_scenes(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    from pixelis_jax.commands.data import SPLITS
+    from pixelis_jax.commands.errors import UserError
+    from pixelis_jax.evaluation.honesty import CHAINS, chain_scores
+
+    if args.split not in SPLITS:
+        raise UserError(f"--split: no split {args.split!r} (known: {', '.join(SPLITS)})")
+    if args.first < 0 or args.workers < 1:
+        raise UserError("--first must not be negative, --workers must be at least 1")
+    rows: list[dict[str, Any]] = []
+    for family, chain, scores in chain_scores(args.split, args.first, args.scenes, workers=args.workers):
+        share = sum(scores) / len(scores)
+        rows.append({"family": family, "chain": chain, "n": len(scores), "right": share, "interval": wilson(share, len(scores))})
+        print(f"{family:14}{chain:14}{share:6.3f}", file=sys.stderr, flush=True)
+    shares = {(row["family"], row["chain"]): row["right"] for row in rows}
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    lines = [f"{'family':14}" + "".join(f"{chain:>14}" for chain in CHAINS)]
+    lines += [f"{family:14}" + "".join(f"{shares[family, chain]:>14.3f}" for chain in CHAINS) for family in families]
+    means = [sum(shares[family, chain] for family in families) / len(families) for chain in CHAINS]
+    lines.append(f"{'mean':14}" + "".join(f"{mean:>14.3f}" for mean in means))
+    return rows, "\n".join(lines)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from pixelis_jax.commands.errors import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-_FREE = ("counts", "styles")
+_FREE = ("counts", "styles", "answer_only")
 _KINDS = (
     (bool, "true or false"),
     (int | float, "a number"),
@@ -87,7 +87,7 @@ def check_fields(path: Path, config: ConfigDict, like: ConfigDict) -> None:
     Args:
       path: Of the config file, for messages.
       config: What it gave.
-      like: A shipped config; of `counts` and `styles` the keys are free, and what is None there may be anything.
+      like: A shipped config; of `counts`, `styles` and `answer_only` the keys are free, and what is None there may be anything.
 
     Raises:
       UserError: Names the first field that is missing or of another kind.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,10 +46,16 @@ def run(args: argparse.Namespace) -> int:
     loaded = models.load(args.model)
     open_workdir(args.workdir, {"model": args.model, **config.to_dict()})
     examples = build_examples(args.workdir / "data", config.split, config.counts.to_dict(), workers=config.workers)
-    conditions = evaluate(loaded, examples, args.workdir, slots=config.slots, no_tools=config.no_tools)
+    conditions = evaluate(
+        loaded, examples, args.workdir, slots=config.slots, with_tools=config.with_tools, no_tools=config.no_tools
+    )
     results = results_of(conditions, examples)
+    if config.samples:
+        results["sampled"] = sample(loaded, examples, args.workdir, slots=config.slots, count=config.samples)
     write_results(args.workdir, {"model": args.model, "config": config.to_dict(), "results": results})
     print(table({args.model: results}))
+    if config.samples:
+        print(_sampled(results["sampled"]))
     page = args.workdir / "report.html"
     print(f"{page}: {write_report([args.workdir], page)}")
     return 0
@@ -75,6 +82,10 @@ def _check(path: Path, config: ConfigDict) -> None:
     check_counts(config.counts.to_dict(), config.workers)
     if config.split not in SPLITS:
         raise UserError(f"{path}: no split {config.split!r} (known: {', '.join(SPLITS)})")
+    if not (config.with_tools or config.no_tools):
+        raise UserError(f"{path}: with_tools and no_tools are both false: nothing to ask")
+    if config.samples < 0:
+        raise UserError(f"{path}: samples must not be negative, got {config.samples}")
     if config.slots < 1:
         raise UserError(f"{path}: slots must be at least 1, got {config.slots}")
 
@@ -121,6 +132,35 @@ def evaluate(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_trajectories(path, _relative(conditions[name].values(), path.parent))
     return conditions
+
+
+def sample(loaded: Loaded, examples: Sequence[Example], workdir: Path, *, slots: int, count: int) -> dict[str, Any]:
+    """Asks all examples `count` times at temperature 1, writes the trajectories, and sums up the vote and the best of them."""
+    from pixelis_jax.commands.session import agent, default_workers
+    from pixelis_jax.evaluation import headroom
+    from pixelis_jax.training.progress import Progress
+    from pixelis_jax.trajectory.io import write_trajectories
+
+    total = count * len(examples)
+    with (
+        agent(loaded, slots=slots, workers=default_workers()) as asked,
+        Progress(f"{count} samples each", start=0, total=total) as progress,
+    ):
+        ended = itertools.count(1)
+        samples = headroom.sample(asked, examples, count=count, on_episode=lambda _: progress.advance(next(ended)))
+    path = workdir / "trajectories" / "sampled-0-0.jsonl"
+    write_trajectories(path, _relative([trajectory for group in samples.values() for trajectory in group], path.parent))
+    return headroom.summarize_samples(samples)
+
+
+def _sampled(summary: Mapping[str, Any]) -> str:
+    titles = {"single": "one sample", "majority": "majority", "best": "best"}
+    parts = [
+        f"{title} {100 * summary[name]['accuracy']:.1f} % ({100 * summary[name]['interval'][0]:.1f} - "
+        f"{100 * summary[name]['interval'][1]:.1f})"
+        for name, title in titles.items()
+    ]
+    return f"{summary['samples']} samples of {summary['n']} questions: " + ", ".join(parts)
 
 
 def results_of(conditions: Mapping[str, Outcomes], examples: Sequence[Example]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ early (time limit or SIGTERM) with a checkpoint.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -103,13 +104,29 @@ def build_data(config: ConfigDict, workdir: Path, loaded: Loaded) -> Path:
         return path
     scenes = config.scenes.to_dict()
     if config.phase == "look":
-        looks = look_examples(scenes["counts"], loaded.encoder, workers=scenes["workers"], seed=config.seed)
+        looks = look_examples(
+            scenes["counts"],
+            loaded.encoder,
+            kinds=scenes["kinds"],
+            asked_share=scenes["asked_share"],
+            workers=scenes["workers"],
+            seed=config.seed,
+        )
         write_records(path, _counted(looks))
         return path
     tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text)
     folder = workdir / "data" / "scenes"
     build_split(folder, "train", scenes["counts"], scenes["workers"], seed=scenes["seed"], styles=scenes["styles"], config=tools)
-    write_records(path, _counted(supervised_examples(folder, "train", loaded.encoder, tools)))
+    examples = supervised_examples(
+        folder,
+        "train",
+        loaded.encoder,
+        tools,
+        answer_only=scenes["answer_only"],
+        workers=scenes["workers"],
+        seed=config.seed,
+    )
+    write_records(path, _counted(examples))
     return path
 
 
@@ -126,6 +143,8 @@ def _check(path: Path, config: ConfigDict) -> None:
     from configs import tiny_base, tiny_sft
     from pixelis_jax.commands.configs import check_fields
     from pixelis_jax.commands.data import check_counts
+    from pixelis_jax.data.captions import KINDS
+    from pixelis_jax.data.scenes import FAMILIES
     from pixelis_jax.data.traces import STYLES
     from pixelis_jax.sharding import create_mesh
 
@@ -140,9 +159,15 @@ def _check(path: Path, config: ConfigDict) -> None:
             raise UserError(f"{path}: {name} must be at least 1, got {config[name]}")
     if not config.data:
         check_counts(config.scenes.counts.to_dict(), config.scenes.workers)
+        if config.phase == "look" and set(config.scenes.kinds) - set(KINDS):
+            raise UserError(f"{path}: scenes.kinds must be among {', '.join(KINDS)}, got {', '.join(config.scenes.kinds)}")
         styles = config.scenes.get("styles", {})
         if config.phase == "sft" and (set(styles) - set(STYLES) or sum(styles.values()) <= 0 or min(styles.values()) < 0):
             raise UserError(f"{path}: scenes.styles must be shares of {', '.join(STYLES)}, got {styles.to_dict()}")
+        for family, share in config.scenes.get("answer_only", {}).items():
+            _ = FAMILIES[family]
+            if not 0 <= share <= 1:
+                raise UserError(f"{path}: scenes.answer_only.{family} is a share, got {share}")
     try:
         create_mesh(**config.mesh)
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -160,7 +185,9 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
     from pixelis_jax.trajectory import PolicyInfo
 
     if config.init_from:
-        return models.load(config.init_from)
+        loaded = models.load(config.init_from)
+        prompt = dataclasses.replace(loaded.encoder.prompt, blind=config.blind)
+        return dataclasses.replace(loaded, encoder=dataclasses.replace(loaded.encoder, prompt=prompt))
     initial = workdir / "initial"
     if not initial.exists():
         print("making a tokenizer from the words of some scenes", flush=True)

@@ -132,10 +132,14 @@ def load_examples(directory: str | Path, split: Split) -> Iterator[tuple[Path, E
 
 def load_traces(directory: str | Path, split: Split) -> Iterator[tuple[Path, Trajectory]]:
     """Traces of a built split, each with the folder that its media's uris start from."""
-    folder = Path(directory) / split
-    for path in sorted(folder.glob("traces-*.jsonl")):
+    for path in trace_files(directory, split):
         for trajectory in read_trajectories(path):
-            yield folder, trajectory
+            yield path.parent, trajectory
+
+
+def trace_files(directory: str | Path, split: Split) -> list[Path]:
+    """The shards of a built split's traces, in order."""
+    return sorted((Path(directory) / split).glob("traces-*.jsonl"))
 
 
 def _plan(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from pixelis_jax.trajectory.grammar import ANSWER_CLOSE, ANSWER_OPEN
 DESCRIBE = "Describe it."
 """The question of every caption."""
 
+Kind = Literal["image", "clip", "frame", "crop", "asked"]
+KINDS: tuple[Kind, ...] = ("image", "clip", "frame", "crop", "asked")
+"""What a sample shows: a caption of a whole image or clip, of one frame of a clip, of one card; or the scene's own question."""
+
 Mirror = tuple[bool, bool]
 MIRRORS: tuple[Mirror, ...] = ((False, False), (True, False), (False, True), (True, True))
 """Whether a sample is mirrored left to right, and top to bottom."""
@@ -31,16 +36,20 @@ class LookSample:
     """Pixels, a question and what to say, without tools.
 
     Attributes:
+      kind: See `KINDS`.
       pixels: RGB uint8, `[H, W, 3]` or sampled frames `[N, H, W, 3]`.
       times_s: Seconds of the frames; None for an image.
       question: What is asked.
       turn: The policy's one turn.
+      boxes: The boxes that the turn names, in its order, before they were rounded: x1, y1, x2, y2 in 0..1000.
     """
 
+    kind: Kind
     pixels: np.ndarray
     times_s: np.ndarray | None
     question: str
     turn: str
+    boxes: tuple[BoxF, ...] = ()
 
 
 def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, step: int) -> Iterator[LookSample]:
@@ -54,7 +63,7 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
     """
     if scene.kind == "image":
         for mirror in MIRRORS:
-            yield _describe(scene.pixels, None, scene, 0, mirror, rng, step)
+            yield _describe("image", scene.pixels, None, scene, 0, mirror, rng, step)
         outer = [thing for thing in scene.objects if thing.kind == "card"]
         for index in rng.permutation(len(outer))[:2]:
             yield _crop(scene, outer[index], rng, step)
@@ -65,17 +74,18 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
     if any(thing.kind != "shot" for thing in scene.objects):
         frame = _telling_frame(scene, rng)
         for mirror in MIRRORS:
-            yield _describe(clip, times, scene, 0, mirror, rng, step)
-            yield _describe(scene.pixels[frame], None, scene, frame, mirror, rng, step)
+            yield _describe("clip", clip, times, scene, 0, mirror, rng, step)
+            yield _describe("frame", scene.pixels[frame], None, scene, frame, mirror, rng, step)
     yield _ask(scene, clip, times)
 
 
 def _ask(scene: Scene, pixels: np.ndarray, times_s: np.ndarray | None) -> LookSample:
     turn = f"{ANSWER_OPEN}{scene.answer}{ANSWER_CLOSE}"
-    return LookSample(pixels=pixels, times_s=times_s, question=scene.question, turn=turn)
+    return LookSample(kind="asked", pixels=pixels, times_s=times_s, question=scene.question, turn=turn)
 
 
 def _describe(
+    kind: Kind,
     pixels: np.ndarray,
     times_s: np.ndarray | None,
     scene: Scene,
@@ -85,9 +95,9 @@ def _describe(
     step: int,
 ) -> LookSample:
     across, down = mirror
-    turn = _caption(scene, frame, mirror, rng, step)
+    turn, boxes = _caption(scene, frame, mirror, rng, step)
     pixels = pixels[..., :: -1 if down else 1, :: -1 if across else 1, :]
-    return LookSample(pixels=np.ascontiguousarray(pixels), times_s=times_s, question=DESCRIBE, turn=turn)
+    return LookSample(kind=kind, pixels=np.ascontiguousarray(pixels), times_s=times_s, question=DESCRIBE, turn=turn, boxes=boxes)
 
 
 def _telling_frame(scene: Scene, rng: np.random.Generator) -> int:
@@ -98,18 +108,18 @@ def _telling_frame(scene: Scene, rng: np.random.Generator) -> int:
     return int(rng.choice(np.flatnonzero(~np.isnan(late[0].boxes[:, 0]))))
 
 
-def _caption(scene: Scene, frame: int, mirror: Mirror, rng: np.random.Generator, step: int) -> str:
-    """`red card [120, 140, 260, 400] text` for every visible object, in random order."""
-    parts = []
+def _caption(scene: Scene, frame: int, mirror: Mirror, rng: np.random.Generator, step: int) -> tuple[str, tuple[BoxF, ...]]:
+    """`red card [120, 140, 260, 400] text` for every visible object, in random order; and the boxes unrounded."""
+    parts, boxes = [], []
     for index in rng.permutation(len(scene.objects)):
         thing = scene.objects[index]
         box = thing.box_px(frame)
         if box is None or thing.kind in ("bar", "shot"):
             continue
         box = _mirrored(box, mirror, scene)
-        place = round_box(relative(box, scene.width, scene.height), step)
-        parts.append(f"{thing.name}{_where(thing, box, scene)} {place}{_content(thing, scene, frame)}")
-    return "; ".join(parts)
+        boxes.append(relative(box, scene.width, scene.height))
+        parts.append(f"{thing.name}{_where(thing, box, scene)} {round_box(boxes[-1], step)}{_content(thing, scene, frame)}")
+    return "; ".join(parts), tuple(boxes)
 
 
 def _mirrored(box: BoxF, mirror: Mirror, scene: Scene) -> BoxF:
@@ -153,13 +163,15 @@ def _crop(scene: Scene, card: SceneObject, rng: np.random.Generator, step: int) 
     y1, y2 = max(0, round(y1 - top * h)), min(scene.height, round(y2 + bottom * h))
     pixels = scene.pixels[y1:y2, x1:x2]
     bar = _bar_of(card, scene)
+    boxes: tuple[BoxF, ...] = ()
     if bar is not None:
         bx1, by1, bx2, by2 = bar.box_px(0) or (0, 0, 0, 0)
         inner = (max(bx1, x1) - x1, max(by1, y1) - y1, min(bx2, x2) - x1, min(by2, y2) - y1)
-        text = f"bar {round_box(relative(inner, x2 - x1, y2 - y1), step)}"
+        boxes = (relative(inner, x2 - x1, y2 - y1),)
+        text = f"bar {round_box(boxes[0], step)}"
     else:
         text = card.shape or "text"
-    return LookSample(pixels=pixels, times_s=None, question=DESCRIBE, turn=text)
+    return LookSample(kind="crop", pixels=pixels, times_s=None, question=DESCRIBE, turn=text, boxes=boxes)
 
 
 def round_box(box: tuple[int, int, int, int], step: int) -> list[int]:

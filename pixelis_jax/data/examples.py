@@ -9,6 +9,7 @@ import numpy as np
 
 from pixelis_jax.data.captions import LookSample
 from pixelis_jax.data.records import EncodedExample
+from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.encoding import Encoder, Thumbnail
 from pixelis_jax.trajectory import ACTION_ROLES, Role, Trajectory, render_prompt, render_trajectory, render_turn
 from pixelis_jax.trajectory.rendering import Segment, ToolsMode, VisionSegment
@@ -31,11 +32,22 @@ def encode_look(sample: LookSample, encoder: Encoder) -> EncodedExample:
     """A caption or a question answered at once, as an encoded example; every token of the turn weighs 1."""
     times = sample.times_s
     thumbnail = encoder.image(sample.pixels) if times is None else encoder.video(sample.pixels, times.tolist())
-    return encode_turn(thumbnail, sample.question, sample.turn, encoder)
+    return encode_turn(thumbnail, sample.question, sample.turn, encoder, boxes=sample.boxes)
 
 
-def encode_turn(thumbnail: Thumbnail, question: str, turn: str, encoder: Encoder) -> EncodedExample:
-    """One turn about one medium, without tools, as an encoded example."""
+def encode_turn(
+    thumbnail: Thumbnail, question: str, turn: str, encoder: Encoder, *, boxes: Sequence[BoxF] = ()
+) -> EncodedExample:
+    """One turn about one medium, without tools, as an encoded example.
+
+    Args:
+      thumbnail: What the model sees.
+      question: Of the user.
+      turn: The policy's.
+      encoder: Of the policy that will be trained.
+      boxes: What the turn's boxes are rounded from, in their order, 0..1000: targets of the box head, which is asked at every
+        token of a thing's name and at the bracket that opens its box.
+    """
     medium = Media(
         id=1,
         kind="video" if thumbnail.shown.times_s else "image",
@@ -46,7 +58,8 @@ def encode_turn(thumbnail: Thumbnail, question: str, turn: str, encoder: Encoder
         shown=thumbnail.shown,
     )
     segments = render_prompt(question, [medium], tools="none", style=encoder.prompt.style) + render_turn(turn, 0)
-    return _example(segments, {1: thumbnail}, encoder, weights={role: 1.0 for role in ROLE_WEIGHTS}, imitated=[True])
+    example = _example(segments, {1: thumbnail}, encoder, weights={role: 1.0 for role in ROLE_WEIGHTS}, imitated=[True])
+    return {**example, **_named_boxes(example, boxes, encoder)} if boxes else example
 
 
 def encode_trajectory(
@@ -103,6 +116,33 @@ def _example(
         "thumbs": frames,
         "grid": chunk.grid,
         **_targets(chunk.roles, chunk.turns, calls),
+    }
+
+
+def _named_boxes(example: EncodedExample, boxes: Sequence[BoxF], encoder: Encoder) -> dict[str, np.ndarray]:
+    """What the box head should say at the names in a caption."""
+    ids, turn = example["ids"], np.flatnonzero(example["weights"] > 0)
+    opening, between = encoder.tokenizer.encode("a [")[-1], encoder.tokenizer.encode("a;")[-1]
+    opened = [int(place) for place in turn if ids[place] == opening]
+    if len(opened) != len(boxes):
+        raise ValueError(f"a turn with {len(opened)} brackets for {len(boxes)} boxes")
+    positions: list[int] = []
+    targets: list[BoxF] = []
+    for place, box in zip(opened, boxes, strict=True):
+        ends = np.flatnonzero(ids[turn[0] : place] == between)
+        first = int(turn[0] + ends[-1] + 1) if ends.size else int(turn[0])
+        positions += range(first, place + 1)
+        targets += [box] * (place + 1 - first)
+    count = len(positions)
+    return {
+        "op_position": np.asarray(positions, np.int32),
+        "op_id": np.full(count, -1, np.int32),
+        "box": np.asarray(targets, np.float32) / 1000,
+        "box_valid": np.ones(count, bool),
+        "point": np.zeros((count, 2), np.float32),
+        "point_valid": np.zeros(count, bool),
+        "span": np.zeros((count, 2), np.float32),
+        "span_valid": np.zeros(count, bool),
     }
 
 

@@ -7,12 +7,12 @@ import dataclasses
 import functools
 import multiprocessing
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pixelis_jax.data import tiny_tokenizer
-from pixelis_jax.data.captions import look_samples
+from pixelis_jax.data.captions import KINDS, Kind, look_samples
 from pixelis_jax.data.examples import encode_look
 from pixelis_jax.data.records import EncodedExample
 from pixelis_jax.data.scenes import FAMILIES, Split, generate
@@ -22,9 +22,6 @@ from pixelis_jax.policy import processing, tiny
 
 FIRST_INDEX = 1_000_000
 """Scenes of the base start here, so that none of them is one that a trace is made from."""
-
-ASKED_SHARE = 0.25
-"""Share of the scenes' own questions that are kept: most of them cannot be answered from a thumbnail."""
 
 _CHUNK = 25
 _VOCABULARY_MULTIPLE = 64
@@ -79,13 +76,22 @@ def encoder_of(tokenizer: TextTokenizer) -> Encoder:
 
 
 def look_examples(
-    counts: Mapping[str, int], encoder: Encoder, *, split: Split = "train", workers: int = 2, seed: int = 0
+    counts: Mapping[str, int],
+    encoder: Encoder,
+    *,
+    kinds: Collection[Kind] = KINDS,
+    asked_share: float = 0.25,
+    split: Split = "train",
+    workers: int = 2,
+    seed: int = 0,
 ) -> Iterator[EncodedExample]:
     """Draws scenes and encodes their samples, in an order that does not depend on the number of workers.
 
     Args:
       counts: Scenes by family.
       encoder: Of the policy that will be trained.
+      kinds: Of the samples to keep.
+      asked_share: Share of the scenes' own questions to keep: most of them cannot be answered from a thumbnail.
       split: Where the scenes come from.
       workers: Processes; 0 works in this one.
       seed: Of the scenes and of everything that is chosen.
@@ -95,7 +101,9 @@ def look_examples(
         for family, count in counts.items()
         for start in range(FIRST_INDEX, FIRST_INDEX + count, _CHUNK)
     ]
-    work = functools.partial(_encode_chunk, encoder_files=encoder.files(), split=split, seed=seed)
+    work = functools.partial(
+        _encode_chunk, encoder=encoder, kinds=frozenset(kinds), asked_share=asked_share, split=split, seed=seed
+    )
     if workers == 0:
         for chunk in chunks:
             yield from work(chunk)
@@ -106,21 +114,15 @@ def look_examples(
             yield from examples
 
 
-def _encode_chunk(chunk: _Chunk, *, encoder_files: Mapping[str, str], split: Split, seed: int) -> Sequence[EncodedExample]:
-    encoder = _encoder(encoder_files["tokenizer.json"])
+def _encode_chunk(
+    chunk: _Chunk, *, encoder: Encoder, kinds: Collection[Kind], asked_share: float, split: Split, seed: int
+) -> Sequence[EncodedExample]:
     examples = []
     for index in range(chunk.start, chunk.stop):
         rng = generator(f"{chunk.family}/look", split, index, seed)
         scene = generate(chunk.family, split, index, seed)
         prompt = encoder.prompt
         for sample in look_samples(scene, rng, video_frames=prompt.video_frames, step=prompt.coordinate_step):
-            if sample.question != scene.question or rng.random() < ASKED_SHARE:
+            if sample.kind in kinds and (sample.kind != "asked" or rng.random() < asked_share):
                 examples.append(encode_look(sample, encoder))
     return examples
-
-
-@functools.lru_cache(maxsize=1)
-def _encoder(tokenizer_json: str) -> Encoder:
-    from tokenizers import Tokenizer
-
-    return encoder_of(TextTokenizer(Tokenizer.from_str(tokenizer_json)))

@@ -26,7 +26,8 @@ FIELDS: Mapping[str, tuple[str, tuple[str | int, ...]]] = {
     # Temporal pairs of resized RGB frames; frame f fills its grid * patch pixels from the top left, zeros elsewhere.
     "thumbs": ("uint8", ("F", 2, "H", "W", 3)),
     "grid": ("int32", ("F", 2)),
-    # Index of a call's last operation token, and what the auxiliary heads should say there, in [0, 1].
+    # Index of a call's last operation token, and what the auxiliary heads should say there, in [0, 1]. In captions: of a token
+    # of a thing's name, with op_id -1, and the box is one in the first frame.
     "op_position": ("int32", ("K",)),
     "op_id": ("int32", ("K",)),
     "box": ("float32", ("K", 4)),

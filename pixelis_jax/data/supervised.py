@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Iterator
+import functools
+import multiprocessing
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pixelis_jax.data.build import load_traces
+from pixelis_jax.data.build import trace_files
 from pixelis_jax.data.examples import encode_trajectory
 from pixelis_jax.data.records import EncodedExample
 from pixelis_jax.data.scenes import Split
 from pixelis_jax.encoding import Encoder, Thumbnail
-from pixelis_jax.trajectory import Trajectory
+from pixelis_jax.trajectory import Final, Trajectory
+from pixelis_jax.trajectory.io import read_trajectories
 from tools_host.config import ToolsConfig
 from tools_host.media import MediaStore, media_spec, sample_frames
 
@@ -24,28 +29,69 @@ _STORE_BYTES = 64 * 2**20
 
 
 def supervised_examples(
-    directory: str | Path, split: Split, encoder: Encoder, tools: ToolsConfig, *, keep: float = 1.0, seed: int = 0
+    directory: str | Path,
+    split: Split,
+    encoder: Encoder,
+    tools: ToolsConfig,
+    *,
+    answer_only: Mapping[str, float] | None = None,
+    workers: int = 2,
+    seed: int = 0,
 ) -> Iterator[EncodedExample]:
-    """Encodes every trace of a built data set.
+    """Encodes the traces of a built data set, in an order that does not depend on the number of workers.
 
     Args:
       directory: What `build.build` wrote.
       split: Its split, with traces.
       encoder: Of the policy that will be trained.
       tools: What the prompt names.
-      keep: Share of the traces to use, chosen at random: fewer make a weaker policy.
-      seed: Of that choice.
+      answer_only: By family, the share of its traces that are cut down to their answer, though the prompt names the tools: a
+        policy that has seen many of them often guesses where it should look.
+      workers: Processes; 0 works in this one.
+      seed: Chooses those traces.
     """
+    files = trace_files(directory, split)
+    work = functools.partial(_encode_file, encoder=encoder, tools=tools, answer_only=answer_only or {}, seed=seed)
+    if workers == 0:
+        for file in files:
+            yield from work(file)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as executor:
+        for examples in executor.map(work, files):
+            yield from examples
+
+
+def _encode_file(
+    path: Path, *, encoder: Encoder, tools: ToolsConfig, answer_only: Mapping[str, float], seed: int
+) -> Sequence[EncodedExample]:
     store = MediaStore(_STORE_BYTES)
-    rng = np.random.default_rng(seed)
     tools.load()
     schemas = tools.schemas()
-    for folder, trajectory in load_traces(directory, split):
-        if rng.random() >= keep:
-            continue
-        shown, thumbnails = show(trajectory, folder, encoder, store)
+    examples = []
+    for trajectory in read_trajectories(path):
+        if not is_direct(trajectory) and _draw(trajectory, seed) < answer_only.get(_family(trajectory), 0.0):
+            trajectory = _cut_down(trajectory)
+        shown, thumbnails = show(trajectory, path.parent, encoder, store)
         mode = "none" if is_direct(trajectory) else encoder.prompt.tools
-        yield encode_trajectory(shown, thumbnails, encoder, tools=mode, schemas=schemas)
+        examples.append(encode_trajectory(shown, thumbnails, encoder, tools=mode, schemas=schemas))
+    return examples
+
+
+def _family(trajectory: Trajectory) -> str:
+    return "" if trajectory.source is None else trajectory.source.item.partition("/")[0]
+
+
+def _draw(trajectory: Trajectory, seed: int) -> float:
+    """A number in [0, 1) that is always the same for a trace."""
+    return float(np.random.default_rng([seed, zlib.crc32(trajectory.id.encode())]).random())
+
+
+def _cut_down(trajectory: Trajectory) -> Trajectory:
+    """The same question answered at once."""
+    media = tuple(medium for medium in trajectory.media if medium.uri is not None)
+    final = Final(raw=f"<answer>{trajectory.answer}</answer>", thought="")
+    return dataclasses.replace(trajectory, media=media, steps=(), final=final)
 
 
 def is_direct(trajectory: Trajectory) -> bool:

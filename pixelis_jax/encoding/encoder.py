@@ -22,6 +22,8 @@ from tools_host.protocol import Shown, rounded
 
 PROMPT_FILE = "pixelis.json"
 
+_GREY = 128
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptConfig:
@@ -35,6 +37,7 @@ class PromptConfig:
       patch_bucket: Patches that a frame is padded to, on the device.
       coordinate_step: Supervised traces round boxes to multiples of this.
       context: Most tokens of an episode, prompt and observations included.
+      blind: Shows plain grey in place of every medium: what a policy answers that only hears the question.
     """
 
     tools: ToolsMode = "schemas"
@@ -44,6 +47,7 @@ class PromptConfig:
     patch_bucket: int = 4096
     coordinate_step: int = 1
     context: int = 16_384
+    blind: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("tools", get_args(ToolsMode)), ("style", get_args(Style))):
@@ -53,6 +57,8 @@ class PromptConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a positive integer")
+        if not isinstance(self.blind, bool):
+            raise ValueError(f"blind is {self.blind!r}, expected true or false")
 
     @classmethod
     def load(cls, directory: epath.PathLike) -> PromptConfig:
@@ -145,13 +151,16 @@ class Encoder:
 
     def image(self, rgb: np.ndarray) -> Thumbnail:
         """What the model sees of an image, uint8 `[H, W, 3]`."""
-        frames = processing.resize_image(rgb, self.processing)
+        frames = self._seen(processing.resize_image(rgb, self.processing))
         return Thumbnail(frames=frames, shown=Shown(grid=self._grid(frames)))
 
     def video(self, frames: np.ndarray, times_s: Sequence[float]) -> Thumbnail:
         """What the model sees of sampled frames, uint8 `[N, H, W, 3]`, at `times_s` seconds."""
         resized, times = processing.resize_video(frames, times_s, self.processing)
-        return Thumbnail(frames=resized, shown=Shown(grid=self._grid(resized), times_s=rounded(times, 2)))
+        return Thumbnail(frames=self._seen(resized), shown=Shown(grid=self._grid(resized), times_s=rounded(times, 2)))
+
+    def _seen(self, frames: np.ndarray) -> np.ndarray:
+        return np.full_like(frames, _GREY) if self.prompt.blind else frames
 
     def _grid(self, frames: np.ndarray) -> tuple[int, int, int]:
         count, height, width, _ = frames.shape

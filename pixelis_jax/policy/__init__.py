@@ -6,7 +6,7 @@ from pixelis_jax.policy.kv_cache import KVCache
 from pixelis_jax.policy.model import Qwen3VL
 from pixelis_jax.policy.presets import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b, qwen3_vl_32b, tiny
 from pixelis_jax.policy.rotary import mrope_positions, visual_index
-from pixelis_jax.policy.vision import VisionInputs, VisualFeatures
+from pixelis_jax.policy.vision import VisionInputs, VisualFeatures, patch_coordinates
 
 __all__ = [
     "AuxiliaryHeads",
@@ -21,6 +21,7 @@ __all__ = [
     "VisionInputs",
     "VisualFeatures",
     "mrope_positions",
+    "patch_coordinates",
     "qwen3_vl_2b",
     "qwen3_vl_32b",
     "qwen3_vl_4b",

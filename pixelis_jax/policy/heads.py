@@ -1,10 +1,13 @@
-"""Auxiliary heads: where, when and which operation, read from a hidden state (SFT only; the policy runs without)."""
+"""Auxiliary heads: where, when and which operation, read from a hidden state or a visual token (the policy runs without)."""
 
 import jax
 from flax import nnx, struct
 
 from pixelis_jax.policy import layers
 from pixelis_jax.policy.config import Precision
+
+# A visual token is a block of 2 x 2 patches.
+_MERGE_UNIT = 4
 
 
 @struct.dataclass
@@ -25,7 +28,7 @@ class HeadOutputs:
 
 
 class AuxiliaryHeads(nnx.Module):
-    """Box, point, span and operation from the hidden state at a call's last operation token."""
+    """Box, point, span and operation from the hidden state at a call's last operation token; boxes from visual tokens."""
 
     def __init__(self, hidden_size: int, *, operations: int = 6, precision: Precision | None = None, rngs: nnx.Rngs):
         """Creates the heads.
@@ -36,7 +39,7 @@ class AuxiliaryHeads(nnx.Module):
           precision: number formats; float32 by default.
           rngs: stream ``params``.
         """
-        sizes = {"box": 4, "point": 2, "span": 2, "operation": operations}
+        sizes = {"box": 4, "point": 2, "span": 2, "operation": operations, "patches": _MERGE_UNIT * 5}
         self.heads = nnx.Dict(
             {
                 name: layers.Linear(
@@ -54,6 +57,18 @@ class AuxiliaryHeads(nnx.Module):
 
     def __call__(self, hidden: jax.Array) -> HeadOutputs:
         """Predicts from hidden states ``[N, D]``."""
-        logits = {name: head(hidden) for name, head in self.heads.items()}
+        logits = {name: head(hidden) for name, head in self.heads.items() if name != "patches"}
         places = {name: jax.nn.sigmoid(logits[name]) for name in ("box", "point", "span")}
         return HeadOutputs(**places, operation=logits["operation"])
+
+    def patches(self, visual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Says of each patch whether a thing covers it, and that thing's box.
+
+        Args:
+          visual: visual tokens of one frame a row, ``[B, S / 4, D]``.
+
+        Returns:
+          Logits ``[B, S]``, and x1, y1, x2, y2 in [0, 1], ``[B, S, 4]``.
+        """
+        out = self.heads["patches"](visual).reshape(visual.shape[0], -1, 5)
+        return out[..., 0], jax.nn.sigmoid(out[..., 1:])

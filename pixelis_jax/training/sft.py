@@ -1,12 +1,14 @@
 """Supervised fine-tuning on demonstrated trajectories (algorithms.md, section 1)."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from clu import metrics as clu_metrics
 from etils import epath
 from flax import nnx
@@ -14,8 +16,8 @@ from ml_collections import ConfigDict
 
 from pixelis_jax import losses, sharding
 from pixelis_jax.data.pipeline import Batch, BatchPlan, BatchSource, iterate
-from pixelis_jax.data.records import RecordSource
-from pixelis_jax.policy import AuxiliaryHeads, Qwen3VL, VisionInputs
+from pixelis_jax.data.records import MERGE_UNIT, RecordSource
+from pixelis_jax.policy import AuxiliaryHeads, Qwen3VL, VisionInputs, patch_coordinates
 from pixelis_jax.training import loop
 from pixelis_jax.training.state import PyTree
 from pixelis_jax.trajectory import Role
@@ -107,15 +109,21 @@ def make_loss(
     def loss(params: PyTree, heads: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, loop.Metrics]:
         del key  # nothing is drawn
         model = nnx.merge(graph, nnx.State(params))
-        hidden = encode(model, batch, config.pixels)
+        hidden, visual = encode(model, batch, config.pixels)
         imitation, metrics = imitate(model, hidden, batch, banned, config.loss.chunk)
-        grounding, head_metrics = ground(nnx.merge(heads_graph, nnx.State(heads)), hidden, batch, config.loss)
-        return imitation + config.loss.heads_weight * grounding, metrics | head_metrics
+        auxiliary = nnx.merge(heads_graph, nnx.State(heads))
+        grounding, head_metrics = ground(auxiliary, hidden, batch, config.loss)
+        total = imitation + config.loss.heads_weight * grounding
+        if config.loss.patches_weight and visual is not None:
+            seen = see(auxiliary, visual, batch, config.loss)
+            total += config.loss.patches_weight * seen
+            metrics |= {"heads/patches": clu_metrics.Average.from_model_output(seen)}
+        return total, metrics | head_metrics
 
     return loss
 
 
-def encode(model: Qwen3VL, batch: Batch, pixels: ConfigDict) -> jax.Array:
+def encode(model: Qwen3VL, batch: Batch, pixels: ConfigDict) -> tuple[jax.Array, jax.Array | None]:
     """Runs the policy over a batch.
 
     Args:
@@ -124,7 +132,7 @@ def encode(model: Qwen3VL, batch: Batch, pixels: ConfigDict) -> jax.Array:
       pixels: ``mean`` and ``std`` of the channels.
 
     Returns:
-      Hidden states ``[B, T, D]``.
+      Hidden states ``[B, T, D]``, and the visual tokens ``[B, F * S/4, D]`` if there are frames.
     """
     visual = None
     if batch.patches.shape[1]:
@@ -139,7 +147,7 @@ def encode(model: Qwen3VL, batch: Batch, pixels: ConfigDict) -> jax.Array:
         visual_index=None if visual is None else batch.visual_index,
         attention_mask=batch.valid,
     )
-    return hidden
+    return hidden, None if visual is None else visual.tokens
 
 
 def imitate(model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray, chunk: int) -> tuple[jax.Array, dict[str, Any]]:
@@ -198,10 +206,43 @@ def ground(heads: AuxiliaryHeads, hidden: jax.Array, batch: Batch, config: Confi
         "span": jax.vmap(span)(predicted.span, batch.span.reshape(-1, 2)),
         "operation": jax.vmap(losses.operation_loss)(predicted.operation, batch.op_id.ravel()),
     }
-    valid = {"box": batch.box_valid, "point": batch.point_valid, "span": batch.span_valid, "operation": batch.op_valid}
+    called = batch.op_valid & (batch.op_id >= 0)
+    valid = {"box": batch.box_valid, "point": batch.point_valid, "span": batch.span_valid, "operation": called}
     valid = {name: mask.ravel() for name, mask in valid.items()}
     metrics = {f"heads/{name}": _average(values[name], valid[name]) for name in values}
     return losses.mean_over_heads(values, valid), metrics
+
+
+def see(heads: AuxiliaryHeads, visual: jax.Array, batch: Batch, config: ConfigDict) -> jax.Array:
+    """Computes the loss of the patch head on captions: is there a thing at each patch of the first frame, and what is its box.
+
+    A caption asks for boxes through attention that does not exist yet; this asks each visual token directly.
+
+    Args:
+      heads: the heads.
+      visual: visual tokens ``[B, F * S/4, D]``.
+      batch: captions; the boxes are those of its things.
+      config: ``beta`` and ``iou_weight``.
+
+    Returns:
+      Cross-entropy of the things + loss of the boxes where there is one.
+    """
+    rows, _, slots, _ = batch.patches.shape
+    first = visual[:, : slots // MERGE_UNIT].astype(jnp.float32)
+    there, predicted = heads.patches(first)  # [B, S], [B, S, 4]
+    grid = batch.grid[:, 0]
+    row, column = patch_coordinates(grid, slots, math.isqrt(MERGE_UNIT))
+    centre = (jnp.stack([column, row], axis=-1) + 0.5) / grid[:, None, ::-1]  # [B, S, 2]
+    box = batch.box[:, None]  # [B, 1, K, 4]
+    inside = jnp.all((centre[:, :, None] > box[..., :2]) & (centre[:, :, None] < box[..., 2:]), axis=-1)
+    inside &= (batch.box_valid & (batch.op_id < 0))[:, None]
+    covered = jnp.any(inside, axis=-1)
+    target = jnp.take_along_axis(batch.box, jnp.argmax(inside, axis=-1)[..., None], axis=1)
+    real = (jnp.arange(slots) < grid.prod(axis=-1, keepdims=True)) & jnp.any(batch.box_valid, axis=-1, keepdims=True)
+    thing = losses.masked_mean(optax.losses.sigmoid_binary_cross_entropy(there, covered.astype(jnp.float32)), real)
+    box_loss = functools.partial(losses.box_loss, beta=config.beta, iou_weight=config.iou_weight)
+    values = jax.vmap(jax.vmap(box_loss))(predicted, target)
+    return thing + losses.masked_mean(values, real & covered)
 
 
 def _average(values: jax.Array, weights: jax.Array) -> clu_metrics.Average:

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 def get_config():
     counts = {"read": 1, "shape": 1}
-    return ConfigDict({"split": "test", "counts": counts, "workers": 0, "slots": 2, "no_tools": True})
+    asked = {"samples": 2, "with_tools": True, "no_tools": True}
+    return ConfigDict({"split": "test", "counts": counts, "workers": 0, "slots": 2, **asked})
 """
 
 
@@ -26,11 +27,13 @@ def config(tmp_path):
 
 def test_eval_writes_results_and_traces_that_can_be_moved(run, config, base):
     status, out, err = run("eval", config, f"--model={base}", "--workdir=a")
-    assert (status, err) == (0, "") and "a/report.html: 4 of 4 trajectories" in out
+    assert (status, err) == (0, "") and "a/report.html: 8 of 8 trajectories" in out
     results = json.loads(Path("a/results.json").read_text())["results"]
     assert [results[name]["n"] for name in ("with_tools", "without_tools")] == [2, 2]
     assert results["without_tools"]["mean_chain"] == 0 and "tool_gain" in results
     assert list(results["with_tools"]["families"]) == ["read", "shape"]
+    assert (results["sampled"]["n"], results["sampled"]["samples"]) == (2, 2)
+    assert results["sampled"]["best"]["accuracy"] >= results["sampled"]["single"]["accuracy"]
     lines = [json.loads(line) for line in Path("a/trajectories/with_tools-0-0.jsonl").read_text().splitlines()]
     assert [line["sampling"]["family"] for line in lines] == ["read", "shape"]
     assert all(line["sampling"]["truth"] and line["scores"]["task"] in (0.0, 1.0) for line in lines)

@@ -184,7 +184,7 @@ def test_the_loss_is_that_of_the_naive_form() -> None:
     for example in examples:
         tokens, frames = len(example["ids"]), len(example["grid"])
         alone = pipeline.Bucket(rows=1, tokens=tokens, frames=frames, patches=16, calls=3, weighted=tokens)
-        hidden = encode(model, pipeline.make_batch([example], alone, micro.PATCH))
+        hidden, _ = encode(model, pipeline.make_batch([example], alone, micro.PATCH))
         logits = jnp.where(banned, -1e30, model.unembed(hidden[0, :-1]))
         log_probs = jax.nn.log_softmax(logits)[jnp.arange(len(logits)), example["ids"][1:]]
         nll -= float(jnp.sum(log_probs * example["weights"][1:]))
@@ -198,6 +198,47 @@ def test_the_loss_is_that_of_the_naive_form() -> None:
     grounding = np.mean([np.mean(values) for values in by_head.values() if values])
     np.testing.assert_allclose(value, nll / weight + 0.5 * grounding, rtol=1e-5)
     np.testing.assert_allclose(metrics["imitation"].compute(), nll / weight, rtol=1e-5)
+
+
+def test_the_patch_head_is_asked_for_the_box_over_each_patch() -> None:
+    """Two captions with other grids, against a loop over patches in the order in which the processor lays them out."""
+    rng = np.random.default_rng(7)
+    examples = [micro.make_example(rng, tokens=14, grids=((4, 2),)), micro.make_example(rng, tokens=20, grids=((4, 4),))]
+    boxes = [[(0.0, 0.1, 0.6, 0.7)], [(0.1, 0.6, 0.9, 1.0), (0.6, 0.0, 1.0, 0.4)]]
+    examples = [
+        {
+            **example,
+            "op_position": np.arange(3, 3 + len(named), dtype=np.int32),
+            "op_id": np.full(len(named), -1, np.int32),
+            "box": np.asarray(named, np.float32),
+            "box_valid": np.ones(len(named), bool),
+            **{name: np.zeros((len(named), 2), np.float32) for name in ("point", "span")},
+            **{f"{name}_valid": np.zeros(len(named), bool) for name in ("point", "span")},
+        }
+        for example, named in zip(examples, boxes, strict=True)
+    ]
+    bucket = pipeline.Bucket(rows=2, tokens=32, frames=1, patches=16, calls=3, weighted=16)
+    batch = pipeline.make_batch(examples, bucket, micro.PATCH)
+    config = micro.make_config("unused").loss
+    heads = policy.AuxiliaryHeads(32, rngs=nnx.Rngs(1))
+    visual = jnp.asarray(rng.normal(size=(2, 4, 32)), jnp.float32)
+    value = sft.see(heads, visual, jax.tree.map(jnp.asarray, batch), config)
+
+    there, predicted = heads.patches(visual)
+    things, fits = [], []
+    for row, (example, named) in enumerate(zip(examples, boxes, strict=True)):
+        height, width = example["grid"][0]
+        blocks = [(y, x) for y in range(0, height, 2) for x in range(0, width, 2)]
+        patches = [(y + dy, x + dx) for y, x in blocks for dy in (0, 1) for dx in (0, 1)]
+        for index, (y, x) in enumerate(patches):
+            centre = ((x + 0.5) / width, (y + 0.5) / height)
+            over = [box for box in named if box[0] < centre[0] < box[2] and box[1] < centre[1] < box[3]]
+            share = 1 / (1 + np.exp(-float(there[row, index])))
+            things.append(-np.log(share if over else 1 - share))
+            if over:
+                fits.append(float(losses.box_loss(predicted[row, index], jnp.asarray(over[0]))))
+    assert len(fits) > 4
+    np.testing.assert_allclose(value, np.mean(things) + np.mean(fits), rtol=1e-5)
 
 
 def test_logits_exist_only_by_the_chunk() -> None:
