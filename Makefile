@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 export JAX_PLATFORMS ?= cpu
+# Keeps large blocks between training steps instead of faulting them in again (docs/training.md).
+KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 .PHONY: help demo test test-slow oracle lint format lock clean
 
@@ -18,7 +20,7 @@ $(VENV)/.installed: pyproject.toml requirements.txt requirements-test.txt script
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/pixelis demo
+	$(KEEP_MEMORY) $(BIN)/pixelis demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)

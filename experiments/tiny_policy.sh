@@ -3,12 +3,15 @@
 #   bash experiments/tiny_policy.sh runs
 set -euo pipefail
 runs=${1:?usage: tiny_policy.sh RUNS_DIRECTORY}
+export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base"
+pixelis train --config=configs/tiny_look.py --workdir="$runs/tiny_look"
+pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_look"
 pixelis train --config=configs/tiny_sft.py --workdir="$runs/tiny_sft" --config.init_from="$runs/tiny_base"
+pixelis train --config=configs/tiny_sft_early.py --workdir="$runs/tiny_sft_early" --config.init_from="$runs/tiny_base"
 
-for name in tiny_base tiny_sft; do
-  mkdir -p "pixelis_jax/weights/$name"
-  cp "$runs/$name/model/"* "pixelis_jax/weights/$name/"
+for name in tiny_base tiny_sft tiny_sft_early; do
+  rm -rf "pixelis_jax/weights/$name"
+  pixelis convert "$runs/$name" "pixelis_jax/weights/$name" --to=hf --dtype=bfloat16
 done
 pixelis eval --config=configs/eval_scenes.py --model=tiny_sft --workdir="$runs/eval_tiny_sft"

@@ -103,6 +103,8 @@ def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
         ("does not cover", ["--config.mesh.data=77"]),
         ("read: cannot make -1 scenes", ["--config.scenes.counts.read=-1"]),
         ("scenes.styles must be shares", ["--config.scenes.styles.direct=-1.0"]),
+        ("answer_only.read is a share, got 2.0", ["--config=lazy.py"]),
+        ("scenes.kinds must be among", ["--config=kinds.py"]),
         ("is a file", ["--workdir=sft.py"]),
         ("not a work directory", ["--workdir=."]),
         ("no such file: none.py", ["--config=none.py"]),
@@ -126,6 +128,10 @@ def test_what_is_refused(refused, sft, tmp_path, words, arguments):
         "text": "from configs import tiny_sft\ndef get_config():\n"
         "    config = tiny_sft.get_config()\n    del config.total_steps\n    config.total_steps = '10'\n    return config",
         "eval": "from configs.eval_scenes import get_config",
+        "lazy": "from configs import tiny_sft\ndef get_config():\n"
+        "    config = tiny_sft.get_config()\n    config.scenes.answer_only = {'read': 2.0}\n    return config",
+        "kinds": "from configs import tiny_base\ndef get_config():\n"
+        "    config = tiny_base.get_config()\n    config.scenes.kinds = ('images',)\n    return config",
     }
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)

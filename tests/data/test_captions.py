@@ -7,8 +7,12 @@ import re
 import numpy as np
 import pytest
 
+from pixelis_jax.data import tiny_tokenizer
 from pixelis_jax.data.captions import DESCRIBE, MIRRORS, look_samples, round_box
+from pixelis_jax.data.examples import encode_turn
+from pixelis_jax.data.look import encoder_of, look_examples
 from pixelis_jax.data.scenes import Scene, generate, relative
+from pixelis_jax.encoding import TextTokenizer
 
 BOX = re.compile(r"(\w+) card \[(\d+), (\d+), (\d+), (\d+)\] (text|mark)")
 STEP = 20
@@ -84,3 +88,41 @@ def test_no_caption_gives_away_a_string() -> None:
 )
 def test_rounded_boxes_are_multiples_of_the_step_and_never_empty(box: tuple[int, int, int, int], expected: list[int]) -> None:
     assert round_box(box, STEP) == expected
+
+
+@pytest.mark.parametrize("family", ["read", "angle", "where"])
+def test_the_boxes_of_a_sample_are_those_that_its_turn_rounds(family: str) -> None:
+    described = [sample for sample in samples(generate(family, "train", 2)) if sample.boxes]
+    assert len(described) >= len(MIRRORS)
+    for sample in described:
+        written = [[int(side) for side in box.split(", ")] for box in re.findall(r"\[([\d, ]+)\]", sample.turn)]
+        assert written == [round_box(box, STEP) for box in sample.boxes]
+
+
+def test_the_box_head_is_asked_at_names_and_brackets() -> None:
+    text = TextTokenizer(tiny_tokenizer.build(tiny_tokenizer.corpus(["red card; green card at the top [20, 40, 60, 80] text"])))
+    encoder = encoder_of(text)
+    turn = "red card [20, 40, 60, 80] text; green card at the top [100, 120, 140, 160]"
+    thumbnail = encoder.image(np.zeros((64, 64, 3), np.uint8))
+    boxes = ((21, 41, 62, 79), (99, 121, 139, 160))
+    example = encode_turn(thumbnail, DESCRIBE, turn, encoder, boxes=boxes)
+    asked = [text.decode([example["ids"][place]]) for place in example["op_position"]]
+    assert "".join(asked) == "red card [ green card at the top ["
+    first = asked.index(" [") + 1
+    np.testing.assert_allclose(example["box"], np.asarray([boxes[0]] * first + [boxes[1]] * (len(asked) - first)) / 1000)
+    assert example["box_valid"].all() and (example["op_id"] == -1).all()
+    with pytest.raises(ValueError, match="2 brackets for 1 boxes"):
+        encode_turn(thumbnail, DESCRIBE, turn, encoder, boxes=boxes[:1])
+
+
+def test_only_the_asked_kinds_are_encoded() -> None:
+    encoder = encoder_of(TextTokenizer(tiny_tokenizer.build(tiny_tokenizer.corpus(["red card"]))))
+    counts = {
+        kinds: len(list(look_examples({"where": 1}, encoder, kinds=kinds, workers=0)))
+        for kinds in (("clip",), ("frame",), ("crop",))
+    }
+    assert counts == {("clip",): 4, ("frame",): 4, ("crop",): 0}
+    shares = [
+        len(list(look_examples({"where": 3}, encoder, kinds=("asked",), asked_share=share, workers=0))) for share in (0.0, 1.0)
+    ]
+    assert shares == [0, 3]

@@ -1,11 +1,16 @@
 """Oracle chains run real tools, end at the truth, and mark their mistakes."""
 
+import re
+
 import numpy as np
 import pytest
 
-from pixelis_jax.data import traces
+from pixelis_jax.data import tiny_tokenizer, traces
 from pixelis_jax.data.build import build, load_examples, load_traces
+from pixelis_jax.data.look import encoder_of
 from pixelis_jax.data.scenes import generate
+from pixelis_jax.data.supervised import supervised_examples
+from pixelis_jax.encoding import TextTokenizer
 from pixelis_jax.trajectory import parse_turn
 from pixelis_jax.verifiers import verify
 from tools_host.config import ToolsConfig
@@ -127,3 +132,18 @@ def test_build_refuses_the_impossible_before_it_starts(tmp_path):
         with pytest.raises((KeyError, ValueError)):
             list(build(tmp_path, "train", counts, workers=0, **options))
     assert not list(tmp_path.iterdir())
+
+
+def test_answer_only_keeps_the_question_and_the_answer(tmp_path):
+    list(build(tmp_path, "train", {"read": 2, "shape": 2}, 0, styles={"tools": 1.0}))
+    encoder = encoder_of(TextTokenizer(tiny_tokenizer.build(tiny_tokenizer.corpus(["What is on the red card?"]))))
+    whole = list(supervised_examples(tmp_path, "train", encoder, CONFIG, workers=0))
+    cut = list(supervised_examples(tmp_path, "train", encoder, CONFIG, answer_only={"read": 1.0}, workers=0))
+    assert len(whole) == len(cut) == 4
+    for before, after in zip(whole[2:], cut[2:], strict=True):
+        np.testing.assert_array_equal(before["ids"], after["ids"])
+    for before, after in zip(whole[:2], cut[:2], strict=True):
+        said = encoder.tokenizer.decode(after["ids"][after["weights"] > 0])
+        assert re.fullmatch(r"<answer>\w{4}</answer><\|im_end\|>", said) and len(after["op_id"]) == 0
+        prompt = int(np.flatnonzero(before["weights"] > 0)[0])  # the tools are offered all the same
+        np.testing.assert_array_equal(after["ids"][:prompt], before["ids"][:prompt])

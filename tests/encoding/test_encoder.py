@@ -205,3 +205,15 @@ def test_thumbnails_are_what_the_published_processing_makes():
     patches, grid = processing.process_image(rgb, ENCODER.processing)
     assert thumbnail.shown.grid == grid
     np.testing.assert_array_equal(processing.to_patches(thumbnail.frames, ENCODER.processing)[0], patches)
+
+
+def test_a_blind_policy_is_shown_nothing_but_sizes() -> None:
+    blind = dataclasses.replace(ENCODER, prompt=dataclasses.replace(ENCODER.prompt, blind=True))
+    rng = np.random.default_rng(0)
+    for make in (lambda encoder, pixels: encoder.image(pixels[0]), lambda encoder, pixels: encoder.video(pixels, [0.0, 1.0])):
+        one, two = (make(blind, rng.integers(0, 255, (2, 48, 64, 3), np.uint8)) for _ in range(2))
+        seen = make(ENCODER, rng.integers(0, 255, (2, 48, 64, 3), np.uint8))
+        np.testing.assert_array_equal(one.frames, two.frames)
+        assert one.shown == seen.shown and one.frames.std() == 0 < seen.frames.std()
+    with pytest.raises(ValueError, match="blind is 'yes'"):
+        PromptConfig(blind="yes")  # type: ignore[arg-type]
