@@ -1,38 +1,22 @@
-"""The tiny policy learns to look: captions of scenes, clips and crops, without any tool.
+"""The tiny policy's third lesson: everything of the second, and to copy what a question says. It has still not seen a tool.
 
-    pixelis train --config=configs/tiny_base.py --workdir=runs/tiny_base --config.init_from=runs/tiny_look
+    pixelis train --config=configs/tiny_base.py --workdir=runs/tiny_base --config.init_from=runs/tiny_watch
 
 Cost and result: see docs/training.md. Draws its scenes into `<workdir>/data` first.
 """
 
 from ml_collections import ConfigDict
 
-from configs import tiny_sft
+from configs import tiny_sft, tiny_watch
 from pixelis_jax.data.captions import KINDS
-
-COUNTS = {
-    "read": 800,
-    "shape": 800,
-    "angle": 800,
-    "where": 800,
-    "blink": 800,
-    "cut": 100,
-    "flash_read": 500,
-    "flash_shape": 500,
-    "follow_read": 800,
-}
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration."""
-    config = tiny_sft.get_config()
-    config.phase = "look"
-    config.init_from = ""
-    config.scenes = ConfigDict({"counts": COUNTS, "kinds": KINDS, "asked_share": 0.25, "workers": 2})
-    config.total_steps = 1000
-    config.optimizer.learning_rate = 1.5e-3
-    config.buckets.tokens = (48, 80, 128, 192)
-    config.buckets.frames = (1, 4)
-    config.loss.heads_weight = 1.0
-    config.loss.patches_weight = 1.0
+    config = tiny_watch.get_config()
+    images = dict.fromkeys(("read", "shape", "angle"), 300)
+    config.scenes.counts = ConfigDict(dict.fromkeys(tiny_sft.FAMILIES, 100) | images)
+    config.scenes.kinds = KINDS
+    config.total_steps = 400
+    config.optimizer.warmup_steps = 40
     return config

@@ -7,12 +7,12 @@ Cost and result: see docs/training.md. Mixed with crops and clips from the first
 
 from ml_collections import ConfigDict
 
-from configs import tiny_base
+from configs import tiny_watch
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration."""
-    config = tiny_base.get_config()
+    config = tiny_watch.get_config()
     config.scenes.counts = ConfigDict({"read": 4000, "shape": 4000, "angle": 4000})
     config.scenes.kinds = ("image",)
     config.total_steps = 600

@@ -20,14 +20,14 @@ def get_config() -> ConfigDict:
     config.data = ""
     config.scenes = ConfigDict(
         {
-            "counts": {family: 600 for family in FAMILIES},
+            "counts": {family: 500 for family in FAMILIES},
             "styles": {"tools": 0.58, "direct": 0.24, "trap": 0.09, "self_correct": 0.09},
             "answer_only": {},  # by family: share of the traces cut down to their answer, see configs/tiny_sft_early.py
             "workers": 2,
             "seed": 0,
         }
     )
-    config.total_steps = 4000
+    config.total_steps = 1200
     config.operations = 6
     config.optimizer = ConfigDict(
         {
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.buckets = ConfigDict({"tokens": (64, 128, 192, 256, 384, 640), "frames": (1, 4, 12), "tokens_per_batch": 6144})
+    config.buckets = ConfigDict({"tokens": (128, 224, 304, 384, 640), "frames": (4, 6, 12), "tokens_per_batch": 6144})
     config.loss = ConfigDict({"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024})
     config.pixels = ConfigDict({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})

@@ -6,7 +6,8 @@ runs=${1:?usage: tiny_policy.sh RUNS_DIRECTORY}
 export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 pixelis train --config=configs/tiny_look.py --workdir="$runs/tiny_look"
-pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_look"
+pixelis train --config=configs/tiny_watch.py --workdir="$runs/tiny_watch" --config.init_from="$runs/tiny_look"
+pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_watch"
 pixelis train --config=configs/tiny_sft.py --workdir="$runs/tiny_sft" --config.init_from="$runs/tiny_base"
 pixelis train --config=configs/tiny_sft_early.py --workdir="$runs/tiny_sft_early" --config.init_from="$runs/tiny_base"
 

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", metavar="N", type=int, default=12, help="pictures and clips to draw (default: 12)")
     parser.add_argument("--split", metavar="SPLIT", default="test", help="`scenes`: of the scenes (default: test)")
     parser.add_argument("--first", metavar="N", type=int, default=0, help="`scenes`: index of the first scene (default: 0)")
+    parser.add_argument("--chain", metavar="NAME", action="append", help="`scenes`: only this chain, may be repeated")
     parser.add_argument("--workers", metavar="N", type=int, default=2, help="`scenes`: processes (default: 2)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
 
@@ -75,16 +76,19 @@ def _measure_scenes(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str
         raise UserError(f"--split: no split {args.split!r} (known: {', '.join(SPLITS)})")
     if args.first < 0 or args.workers < 1:
         raise UserError("--first must not be negative, --workers must be at least 1")
+    chains = args.chain or CHAINS
+    if unknown := set(chains) - set(CHAINS):
+        raise UserError(f"--chain: no chain {sorted(unknown)[0]!r} (known: {', '.join(CHAINS)})")
     rows: list[dict[str, Any]] = []
-    for family, chain, scores in chain_scores(args.split, args.first, args.scenes, workers=args.workers):
+    for family, chain, scores in chain_scores(args.split, args.first, args.scenes, chains=chains, workers=args.workers):
         share = sum(scores) / len(scores)
         rows.append({"family": family, "chain": chain, "n": len(scores), "right": share, "interval": wilson(share, len(scores))})
         print(f"{family:14}{chain:14}{share:6.3f}", file=sys.stderr, flush=True)
     shares = {(row["family"], row["chain"]): row["right"] for row in rows}
     families = list(dict.fromkeys(row["family"] for row in rows))
-    lines = [f"{'family':14}" + "".join(f"{chain:>14}" for chain in CHAINS)]
-    lines += [f"{family:14}" + "".join(f"{shares[family, chain]:>14.3f}" for chain in CHAINS) for family in families]
-    means = [sum(shares[family, chain] for family in families) / len(families) for chain in CHAINS]
+    lines = [f"{'family':14}" + "".join(f"{chain:>14}" for chain in chains)]
+    lines += [f"{family:14}" + "".join(f"{shares[family, chain]:>14.3f}" for chain in chains) for family in families]
+    means = [sum(shares[family, chain] for family in families) / len(families) for chain in chains]
     lines.append(f"{'mean':14}" + "".join(f"{mean:>14.3f}" for mean in means))
     return rows, "\n".join(lines)
 

@@ -6,7 +6,7 @@
 Starts from `tiny_base`, which can look and answer but has never seen a tool. The table compares it with what the demo trained,
 with and without tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
 
-Exit status: 0 done, 2 bad input, 3 training was stopped (SIGTERM).
+Exit status: 0 done, 2 bad input, 3 training was stopped (SIGTERM, Ctrl-C).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 The work directory holds config.json, environment.json, metrics, checkpoints, the data that was built for the run, and in the end
 `model/` in the published layout. It may be moved between two starts. Exit status: 0 finished, 1 diverged, 2 bad input, 3 stopped
-early (time limit or SIGTERM) with a checkpoint.
+early (time limit, SIGTERM, Ctrl-C) with a checkpoint.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A question about one object teaches a small model next to nothing about boxes; a caption that lists every object with its box,
 in random order, teaches it within minutes (`docs/training.md`). So most samples are captions: of whole scenes and their mirror
 images (drawing a scene costs more than learning from it), of crops such as `zoom` will return, and of single frames such as
-`localize` will return. The others are the scenes' own questions with their answers.
+`localize` will return. The others are the scenes' own questions with their answers, and questions that say their answer among
+others: to copy what was read takes a small model as long to learn as to look.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from pixelis_jax.data.scenes import FPS, Scene, SceneObject, relative
+from pixelis_jax.data.scenes import FPS, Scene, SceneObject, palette, randomness, relative
 from pixelis_jax.data.scenes.layout import ZONES
 from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.trajectory.grammar import ANSWER_CLOSE, ANSWER_OPEN
@@ -22,9 +23,13 @@ from pixelis_jax.trajectory.grammar import ANSWER_CLOSE, ANSWER_OPEN
 DESCRIBE = "Describe it."
 """The question of every caption."""
 
-Kind = Literal["image", "clip", "frame", "crop", "asked"]
-KINDS: tuple[Kind, ...] = ("image", "clip", "frame", "crop", "asked")
-"""What a sample shows: a caption of a whole image or clip, of one frame of a clip, of one card; or the scene's own question."""
+Kind = Literal["image", "clip", "frame", "crop", "asked", "copy"]
+KINDS: tuple[Kind, ...] = ("image", "clip", "frame", "crop", "asked", "copy")
+"""What a sample is: a caption of a whole image or clip, of one frame of a clip, of one card; the scene's own question; or a
+question that says its answer."""
+
+COPIES = 6
+"""Samples of kind `copy` a scene."""
 
 Mirror = tuple[bool, bool]
 MIRRORS: tuple[Mirror, ...] = ((False, False), (True, False), (False, True), (True, True))
@@ -68,6 +73,7 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
         for index in rng.permutation(len(outer))[:2]:
             yield _crop(scene, outer[index], rng, step)
         yield _ask(scene, scene.pixels, None)
+        yield from (_copy(scene, scene.pixels, rng) for _ in range(COPIES))
         return
     frames = np.linspace(0, len(scene.pixels) - 1, video_frames).round().astype(int)
     clip, times = scene.pixels[frames], frames / FPS
@@ -77,11 +83,28 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
             yield _describe("clip", clip, times, scene, 0, mirror, rng, step)
             yield _describe("frame", scene.pixels[frame], None, scene, frame, mirror, rng, step)
     yield _ask(scene, clip, times)
+    yield from (_copy(scene, scene.pixels[0], rng) for _ in range(COPIES))
 
 
 def _ask(scene: Scene, pixels: np.ndarray, times_s: np.ndarray | None) -> LookSample:
     turn = f"{ANSWER_OPEN}{scene.answer}{ANSWER_CLOSE}"
     return LookSample(kind="asked", pixels=pixels, times_s=times_s, question=scene.question, turn=turn)
+
+
+def _copy(scene: Scene, pixels: np.ndarray, rng: np.random.Generator) -> LookSample:
+    """`red "K7XW"; blue 3.5; green top left. What is blue?`: the answer stands in the question, the pixels do not matter."""
+    colours = randomness.pick(rng, palette.NAMES, int(rng.integers(2, 5)))
+    strings = randomness.random_strings(rng, scene.split, len(colours))
+    values = []
+    for string in strings:
+        number, zone = f"{rng.integers(0, 1800) / 10:g}", ZONES[int(rng.integers(len(ZONES)))]
+        values.append((string, number, zone)[int(rng.integers(3))])
+    written = [f'"{value}"' if value in strings else value for value in values]
+    asked = int(rng.integers(len(colours)))
+    said = "; ".join(f"{colour} {value}" for colour, value in zip(colours, written, strict=True))
+    question = f"{said}. What is {colours[asked]}?"
+    turn = f"{ANSWER_OPEN}{values[asked]}{ANSWER_CLOSE}"
+    return LookSample(kind="copy", pixels=pixels, times_s=None, question=question, turn=turn)
 
 
 def _describe(

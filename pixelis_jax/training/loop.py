@@ -56,7 +56,7 @@ class Result:
 
     Attributes:
       state: after the last step taken; its checkpoint is on disk.
-      finished: False where a time limit or SIGTERM ended it before its last step.
+      finished: False where a time limit, SIGTERM or Ctrl-C ended it before its last step.
       compilations: shapes for which the update was compiled.
     """
 
@@ -108,7 +108,7 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
         contextlib.closing(checkpoints),
         contextlib.closing(writer),
         Progress(phase.name, start=step, total=config.total_steps) as progress,
-        _catch_sigterm() as terminated,
+        _catch_signals() as interrupted,
     ):
         if step == 0:
             overview = describe_parameters(state.trainable)
@@ -133,7 +133,7 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
                 progress.report(step, {name: scalars[name] for name in ("loss", "steps_per_second")})
             now = time.monotonic()
             out_of_time = config.max_minutes is not None and now - started >= 60 * config.max_minutes
-            stop = _any_process(terminated.is_set() or out_of_time)
+            stop = _any_process(interrupted.is_set() or out_of_time)
             due = _any_process(now - saved_at >= 60 * config.checkpoint_every_minutes)
             if last or stop or due or step % config.checkpoint_every_steps == 0:
                 save()
@@ -245,14 +245,22 @@ def _any_process(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _catch_sigterm() -> Iterator[threading.Event]:
-    """Turns SIGTERM into an event that the loop looks at after each step."""
-    terminated = threading.Event()
+def _catch_signals() -> Iterator[threading.Event]:
+    """Turns SIGTERM and the first Ctrl-C into an event that the loop looks at after each step; a second one ends at once."""
+    stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
-        yield terminated
+        yield stopped
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, _: object) -> None:
+        stopped.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, stop)
     try:
-        yield terminated
+        yield stopped
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pixelis_jax.data import tiny_tokenizer
-from pixelis_jax.data.captions import DESCRIBE, MIRRORS, look_samples, round_box
+from pixelis_jax.data.captions import COPIES, DESCRIBE, MIRRORS, look_samples, round_box
 from pixelis_jax.data.examples import encode_turn
 from pixelis_jax.data.look import encoder_of, look_examples
 from pixelis_jax.data.scenes import Scene, generate, relative
+from pixelis_jax.data.scenes.randomness import split_of
 from pixelis_jax.encoding import TextTokenizer
 
 BOX = re.compile(r"(\w+) card \[(\d+), (\d+), (\d+), (\d+)\] (text|mark)")
@@ -126,3 +127,14 @@ def test_only_the_asked_kinds_are_encoded() -> None:
         len(list(look_examples({"where": 3}, encoder, kinds=("asked",), asked_share=share, workers=0))) for share in (0.0, 1.0)
     ]
     assert shares == [0, 3]
+
+
+def test_a_copy_sample_says_its_answer_among_others() -> None:
+    copies = [sample for sample in samples(generate("read", "val", 4)) if sample.kind == "copy"]
+    assert len(copies) == COPIES
+    for sample in copies:
+        said, asked = re.fullmatch(r"(.+)\. What is (\w+)\?", sample.question).groups()
+        values = dict(part.split(" ", 1) for part in said.split("; "))
+        assert sample.turn == f"<answer>{values[asked].strip(chr(34))}</answer>" and len(values) >= 2
+        # Strings of another split must not be learnt by heart here.
+        assert all(split_of(value.strip(chr(34))) == "val" for value in values.values() if value.startswith(chr(34)))

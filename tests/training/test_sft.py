@@ -106,8 +106,9 @@ def test_kill_9_and_the_same_command_give_the_same_bits(
     assert rows[-1]["loss"] == expected[-1]["loss"]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(
-    uninterrupted, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: signal.Signals, uninterrupted, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = loop.place_batch
     calls = []
@@ -115,14 +116,14 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     def place_and_terminate(batch, mesh):
         calls.append(batch)
         if len(calls) == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return place(batch, mesh)
 
     monkeypatch.setattr(loop, "place_batch", place_and_terminate)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     _, result = sft.train(micro.make_config(data), tmp_path / "run", micro.make_model())
     assert not result.finished and int(result.state.step) == 7
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert Workdir(tmp_path / "run").open_checkpoints().latest() == 7
     model, result = sft.train(micro.make_config(data), tmp_path / "run", micro.make_model(seed=9))
     assert result.finished and _same(_params(model), uninterrupted[0])
