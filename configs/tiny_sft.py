@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
         }
     )
-    config.total_steps = 1200
+    config.total_steps = 850
     config.operations = 6
     config.optimizer = ConfigDict(
         {

@@ -7,7 +7,8 @@ export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 
 
 pixelis train --config=configs/tiny_look.py --workdir="$runs/tiny_look"
 pixelis train --config=configs/tiny_watch.py --workdir="$runs/tiny_watch" --config.init_from="$runs/tiny_look"
-pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_watch"
+pixelis train --config=configs/tiny_copy.py --workdir="$runs/tiny_copy" --config.init_from="$runs/tiny_watch"
+pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_copy"
 pixelis train --config=configs/tiny_sft.py --workdir="$runs/tiny_sft" --config.init_from="$runs/tiny_base"
 pixelis train --config=configs/tiny_sft_early.py --workdir="$runs/tiny_sft_early" --config.init_from="$runs/tiny_base"
 

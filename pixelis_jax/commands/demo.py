@@ -3,8 +3,9 @@
   pixelis demo                      about 20 minutes on two cores
   pixelis demo --workdir=demo
 
-Starts from `tiny_base`, which can look and answer but has never seen a tool. The table compares it with what the demo trained,
-with and without tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
+Starts from `tiny_base`, which can look, answer and copy but has never seen a tool. The table compares it with what the demo
+trained, with and without tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was
+stopped.
 
 Exit status: 0 done, 2 bad input, 3 training was stopped (SIGTERM, Ctrl-C).
 """
@@ -15,9 +16,9 @@ import argparse
 from pathlib import Path
 
 BASE = "tiny_base"
-SCENES_A_FAMILY = 130
+SCENES_A_FAMILY = 110
 STEPS = 300
-QUESTIONS_A_FAMILY = 20
+QUESTIONS_A_FAMILY = 15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

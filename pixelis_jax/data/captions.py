@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from pixelis_jax.data.scenes import FPS, Scene, SceneObject, palette, randomness, relative
+from pixelis_jax.data.scenes.draw import SHAPES
 from pixelis_jax.data.scenes.layout import ZONES
 from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.trajectory.grammar import ANSWER_CLOSE, ANSWER_OPEN
@@ -27,6 +28,14 @@ Kind = Literal["image", "clip", "frame", "crop", "asked", "copy"]
 KINDS: tuple[Kind, ...] = ("image", "clip", "frame", "crop", "asked", "copy")
 """What a sample is: a caption of a whole image or clip, of one frame of a clip, of one card; the scene's own question; or a
 question that says its answer."""
+
+INKS = ("text", "mark", "bar", *SHAPES)
+"""What can stand on a thing: from afar the first three, in a crop text, bar, or the shape of the mark."""
+
+Ink = tuple[BoxF, str]
+
+CROPS = 3
+"""Samples of kind `crop` a card, each cut another way."""
 
 COPIES = 6
 """Samples of kind `copy` a scene."""
@@ -47,6 +56,7 @@ class LookSample:
       question: What is asked.
       turn: The policy's one turn.
       boxes: The boxes that the turn names, in its order, before they were rounded: x1, y1, x2, y2 in 0..1000.
+      inks: Boxes of strings, marks and bars, as above, each with its word of `INKS`.
     """
 
     kind: Kind
@@ -55,6 +65,7 @@ class LookSample:
     question: str
     turn: str
     boxes: tuple[BoxF, ...] = ()
+    inks: tuple[Ink, ...] = ()
 
 
 def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, step: int) -> Iterator[LookSample]:
@@ -69,9 +80,7 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
     if scene.kind == "image":
         for mirror in MIRRORS:
             yield _describe("image", scene.pixels, None, scene, 0, mirror, rng, step)
-        outer = [thing for thing in scene.objects if thing.kind == "card"]
-        for index in rng.permutation(len(outer))[:2]:
-            yield _crop(scene, outer[index], rng, step)
+        yield from _crops(scene, scene.pixels, 0, rng, step)
         yield _ask(scene, scene.pixels, None)
         yield from (_copy(scene, scene.pixels, rng) for _ in range(COPIES))
         return
@@ -82,6 +91,7 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
         for mirror in MIRRORS:
             yield _describe("clip", clip, times, scene, 0, mirror, rng, step)
             yield _describe("frame", scene.pixels[frame], None, scene, frame, mirror, rng, step)
+        yield from _crops(scene, scene.pixels[frame], frame, rng, step)
     yield _ask(scene, clip, times)
     yield from (_copy(scene, scene.pixels[0], rng) for _ in range(COPIES))
 
@@ -118,9 +128,17 @@ def _describe(
     step: int,
 ) -> LookSample:
     across, down = mirror
-    turn, boxes = _caption(scene, frame, mirror, rng, step)
+    turn, boxes, inks = _caption(scene, frame, mirror, rng, step)
     pixels = pixels[..., :: -1 if down else 1, :: -1 if across else 1, :]
-    return LookSample(kind=kind, pixels=np.ascontiguousarray(pixels), times_s=times_s, question=DESCRIBE, turn=turn, boxes=boxes)
+    return LookSample(
+        kind=kind,
+        pixels=np.ascontiguousarray(pixels),
+        times_s=times_s,
+        question=DESCRIBE,
+        turn=turn,
+        boxes=boxes,
+        inks=inks,
+    )
 
 
 def _telling_frame(scene: Scene, rng: np.random.Generator) -> int:
@@ -131,18 +149,37 @@ def _telling_frame(scene: Scene, rng: np.random.Generator) -> int:
     return int(rng.choice(np.flatnonzero(~np.isnan(late[0].boxes[:, 0]))))
 
 
-def _caption(scene: Scene, frame: int, mirror: Mirror, rng: np.random.Generator, step: int) -> tuple[str, tuple[BoxF, ...]]:
-    """`red card [120, 140, 260, 400] text` for every visible object, in random order; and the boxes unrounded."""
-    parts, boxes = [], []
+def _caption(
+    scene: Scene, frame: int, mirror: Mirror, rng: np.random.Generator, step: int
+) -> tuple[str, tuple[BoxF, ...], tuple[Ink, ...]]:
+    """`red card [120, 140, 260, 400] text` for every visible object, in random order; the boxes unrounded; the inks."""
+    parts: list[str] = []
+    boxes: list[BoxF] = []
+    inks: list[Ink] = []
     for index in rng.permutation(len(scene.objects)):
         thing = scene.objects[index]
         box = thing.box_px(frame)
         if box is None or thing.kind in ("bar", "shot"):
             continue
+        content = _content(thing, scene, frame)
+        written = _written(thing, box, scene)
+        if content and written is not None:
+            inks.append((relative(_mirrored(written, mirror, scene), scene.width, scene.height), content))
         box = _mirrored(box, mirror, scene)
         boxes.append(relative(box, scene.width, scene.height))
-        parts.append(f"{thing.name}{_where(thing, box, scene)} {round_box(boxes[-1], step)}{_content(thing, scene, frame)}")
-    return "; ".join(parts), tuple(boxes)
+        parts.append(f"{thing.name}{_where(thing, box, scene)} {round_box(boxes[-1], step)} {content}".rstrip())
+    return "; ".join(parts), tuple(boxes), tuple(inks)
+
+
+def _written(thing: SceneObject, box: BoxF, scene: Scene) -> BoxF | None:
+    """Where the string, mark or bar of a thing is, in pixels."""
+    bar = _bar_of(thing, scene)
+    if bar is not None:
+        return bar.box_px(0)
+    if thing.written is None:
+        return None
+    x1, y1, x2, y2 = thing.written
+    return box[0] + x1, box[1] + y1, box[0] + x2, box[1] + y2
 
 
 def _mirrored(box: BoxF, mirror: Mirror, scene: Scene) -> BoxF:
@@ -165,39 +202,50 @@ def _where(thing: SceneObject, box: BoxF, scene: Scene) -> str:
 def _content(thing: SceneObject, scene: Scene, frame: int) -> str:
     """What can be told of an object from afar: whether it carries text, a mark or a bar, but not which."""
     if thing.text is not None and (thing.text_frames is None or thing.text_frames[0] <= frame <= thing.text_frames[1]):
-        return " text"
+        return "text"
     if thing.shape is not None:
-        return " mark"
-    return " bar" if thing.kind == "card" and _bar_of(thing, scene) is not None else ""
+        return "mark"
+    return "bar" if thing.kind == "card" and _bar_of(thing, scene) is not None else ""
 
 
 def _bar_of(card: SceneObject, scene: Scene) -> SceneObject | None:
+    if card.kind != "card":
+        return None
     return next((thing for thing in scene.objects if thing.kind == "bar" and thing.colour == card.colour), None)
 
 
-def _crop(scene: Scene, card: SceneObject, rng: np.random.Generator, step: int) -> LookSample:
-    """A card as a zoom would show it, cut as loosely or tightly as a model's own box is."""
-    box = card.box_px(0)
+def _crops(scene: Scene, pixels: np.ndarray, frame: int, rng: np.random.Generator, step: int) -> Iterator[LookSample]:
+    """Every coloured card, cut as loosely or tightly as a model's own box is."""
+    cards = [thing for thing in scene.objects if thing.kind == "card" and thing.colour and thing.box_px(frame) is not None]
+    for card in cards:
+        for _ in range(CROPS):
+            yield _crop(scene, pixels, frame, card, rng, step)
+
+
+def _crop(scene: Scene, pixels: np.ndarray, frame: int, card: SceneObject, rng: np.random.Generator, step: int) -> LookSample:
+    """A card as a zoom would show it."""
+    box = card.box_px(frame)
     assert box is not None
     x1, y1, x2, y2 = box
     w, h = x2 - x1, y2 - y1
     left, top, right, bottom = rng.uniform(-0.12, 0.25, 4)
     x1, x2 = max(0, round(x1 - left * w)), min(scene.width, round(x2 + right * w))
     y1, y2 = max(0, round(y1 - top * h)), min(scene.height, round(y2 + bottom * h))
-    pixels = scene.pixels[y1:y2, x1:x2]
     bar = _bar_of(card, scene)
+    text = "bar" if bar is not None else card.shape or "text"
+    written = _written(card, box, scene)
     boxes: tuple[BoxF, ...] = ()
-    if bar is not None:
-        bx1, by1, bx2, by2 = bar.box_px(0) or (0, 0, 0, 0)
-        inner = (max(bx1, x1) - x1, max(by1, y1) - y1, min(bx2, x2) - x1, min(by2, y2) - y1)
-        boxes = (relative(inner, x2 - x1, y2 - y1),)
-        text = f"bar {round_box(boxes[0], step)}"
-    else:
-        text = card.shape or "text"
-    return LookSample(kind="crop", pixels=pixels, times_s=None, question=DESCRIBE, turn=text, boxes=boxes)
+    inks: tuple[Ink, ...] = ()
+    if written is not None:
+        inner = (max(written[0], x1) - x1, max(written[1], y1) - y1, min(written[2], x2) - x1, min(written[3], y2) - y1)
+        inks = ((relative(inner, x2 - x1, y2 - y1), text),)
+        boxes = (inks[0][0],) if bar is not None else ()
+    turn = f"bar {round_box(boxes[0], step)}" if boxes else text
+    cut = pixels[y1:y2, x1:x2]
+    return LookSample(kind="crop", pixels=cut, times_s=None, question=DESCRIBE, turn=turn, boxes=boxes, inks=inks)
 
 
-def round_box(box: tuple[int, int, int, int], step: int) -> list[int]:
+def round_box(box: BoxF, step: int) -> list[int]:
     """A box in 0..1000 with its sides at the nearest multiples of `step`, never empty."""
     x1, y1, x2, y2 = (round(value / step) * step for value in box)
     x1, y1 = min(x1, 1000 - step), min(y1, 1000 - step)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelis_jax.data.captions import LookSample
+from pixelis_jax.data.captions import INKS, Ink, LookSample
 from pixelis_jax.data.records import EncodedExample
 from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.encoding import Encoder, Thumbnail
@@ -24,6 +24,9 @@ ROLE_WEIGHTS: Mapping[Role, float] = {
 }
 """Weights of the imitation loss (`docs/algorithms.md`, section 1)."""
 
+CONTENT_WEIGHT = 4.0
+"""Of the word in a caption that says what a thing holds: it chooses the tool."""
+
 OPERATIONS = ("zoom", "segment", "track", "ocr", "localize", "properties")
 """The classes of the operation head."""
 
@@ -32,11 +35,17 @@ def encode_look(sample: LookSample, encoder: Encoder) -> EncodedExample:
     """A caption or a question answered at once, as an encoded example; every token of the turn weighs 1."""
     times = sample.times_s
     thumbnail = encoder.image(sample.pixels) if times is None else encoder.video(sample.pixels, times.tolist())
-    return encode_turn(thumbnail, sample.question, sample.turn, encoder, boxes=sample.boxes)
+    return encode_turn(thumbnail, sample.question, sample.turn, encoder, boxes=sample.boxes, inks=sample.inks)
 
 
 def encode_turn(
-    thumbnail: Thumbnail, question: str, turn: str, encoder: Encoder, *, boxes: Sequence[BoxF] = ()
+    thumbnail: Thumbnail,
+    question: str,
+    turn: str,
+    encoder: Encoder,
+    *,
+    boxes: Sequence[BoxF] = (),
+    inks: Sequence[Ink] = (),
 ) -> EncodedExample:
     """One turn about one medium, without tools, as an encoded example.
 
@@ -47,6 +56,8 @@ def encode_turn(
       encoder: Of the policy that will be trained.
       boxes: What the turn's boxes are rounded from, in their order, 0..1000: targets of the box head, which is asked at every
         token of a thing's name and at the bracket that opens its box.
+      inks: Boxes of strings, marks and bars with their words: targets of the patch head. In the turn those words weigh
+        `CONTENT_WEIGHT`.
     """
     medium = Media(
         id=1,
@@ -59,7 +70,7 @@ def encode_turn(
     )
     segments = render_prompt(question, [medium], tools="none", style=encoder.prompt.style) + render_turn(turn, 0)
     example = _example(segments, {1: thumbnail}, encoder, weights={role: 1.0 for role in ROLE_WEIGHTS}, imitated=[True])
-    return {**example, **_named_boxes(example, boxes, encoder)} if boxes else example
+    return {**example, **_pointed(example, boxes, inks, encoder)} if boxes or inks else example
 
 
 def encode_trajectory(
@@ -119,10 +130,11 @@ def _example(
     }
 
 
-def _named_boxes(example: EncodedExample, boxes: Sequence[BoxF], encoder: Encoder) -> dict[str, np.ndarray]:
-    """What the box head should say at the names in a caption."""
+def _pointed(example: EncodedExample, boxes: Sequence[BoxF], inks: Sequence[Ink], encoder: Encoder) -> dict[str, np.ndarray]:
+    """What box and patch head should say of a caption, and its weights with those of the words for what things hold."""
     ids, turn = example["ids"], np.flatnonzero(example["weights"] > 0)
     opening, between = encoder.tokenizer.encode("a [")[-1], encoder.tokenizer.encode("a;")[-1]
+    words = [encoder.tokenizer.encode(f"a {word}")[-1] for word in INKS]
     opened = [int(place) for place in turn if ids[place] == opening]
     if len(opened) != len(boxes):
         raise ValueError(f"a turn with {len(opened)} brackets for {len(boxes)} boxes")
@@ -133,12 +145,13 @@ def _named_boxes(example: EncodedExample, boxes: Sequence[BoxF], encoder: Encode
         first = int(turn[0] + ends[-1] + 1) if ends.size else int(turn[0])
         positions += range(first, place + 1)
         targets += [box] * (place + 1 - first)
-    count = len(positions)
+    named, count = len(positions), len(positions) + len(inks)
     return {
-        "op_position": np.asarray(positions, np.int32),
-        "op_id": np.full(count, -1, np.int32),
-        "box": np.asarray(targets, np.float32) / 1000,
-        "box_valid": np.ones(count, bool),
+        "weights": np.where(np.isin(ids, words), CONTENT_WEIGHT, 1).astype(np.float32) * example["weights"],
+        "op_position": np.asarray([*positions, *[0] * len(inks)], np.int32),
+        "op_id": np.asarray([-1] * named + [-2 - INKS.index(word) for _, word in inks], np.int32),
+        "box": np.asarray([*targets, *(box for box, _ in inks)], np.float32) / 1000,
+        "box_valid": np.arange(count) < named,
         "point": np.zeros((count, 2), np.float32),
         "point_valid": np.zeros(count, bool),
         "span": np.zeros((count, 2), np.float32),

@@ -27,7 +27,8 @@ FIELDS: Mapping[str, tuple[str, tuple[str | int, ...]]] = {
     "thumbs": ("uint8", ("F", 2, "H", "W", 3)),
     "grid": ("int32", ("F", 2)),
     # Index of a call's last operation token, and what the auxiliary heads should say there, in [0, 1]. In captions: of a token
-    # of a thing's name, with op_id -1, and the box is one in the first frame.
+    # of a thing's name, op_id is -1, and the box is that of the thing in the first frame. Or, with op_id -2 - i and no valid
+    # box, `box` is where something of kind i stands (captions.INKS).
     "op_position": ("int32", ("K",)),
     "op_id": ("int32", ("K",)),
     "box": ("float32", ("K", 4)),

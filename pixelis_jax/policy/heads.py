@@ -6,6 +6,9 @@ from flax import nnx, struct
 from pixelis_jax.policy import layers
 from pixelis_jax.policy.config import Precision
 
+INKS = 12
+"""Nothing, and the kinds of what can stand on a thing, for the patch head."""
+
 # A visual token is a block of 2 x 2 patches.
 _MERGE_UNIT = 4
 
@@ -39,7 +42,7 @@ class AuxiliaryHeads(nnx.Module):
           precision: number formats; float32 by default.
           rngs: stream ``params``.
         """
-        sizes = {"box": 4, "point": 2, "span": 2, "operation": operations, "patches": _MERGE_UNIT * 5}
+        sizes = {"box": 4, "point": 2, "span": 2, "operation": operations, "patches": _MERGE_UNIT * (1 + 4 + INKS)}
         self.heads = nnx.Dict(
             {
                 name: layers.Linear(
@@ -61,14 +64,14 @@ class AuxiliaryHeads(nnx.Module):
         places = {name: jax.nn.sigmoid(logits[name]) for name in ("box", "point", "span")}
         return HeadOutputs(**places, operation=logits["operation"])
 
-    def patches(self, visual: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Says of each patch whether a thing covers it, and that thing's box.
+    def patches(self, visual: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Says of each patch whether a thing covers it, that thing's box, and what stands at the patch.
 
         Args:
           visual: visual tokens of one frame a row, ``[B, S / 4, D]``.
 
         Returns:
-          Logits ``[B, S]``, and x1, y1, x2, y2 in [0, 1], ``[B, S, 4]``.
+          Logits ``[B, S]``; x1, y1, x2, y2 in [0, 1], ``[B, S, 4]``; logits of what stands there, ``[B, S, INKS]``.
         """
-        out = self.heads["patches"](visual).reshape(visual.shape[0], -1, 5)
-        return out[..., 0], jax.nn.sigmoid(out[..., 1:])
+        out = self.heads["patches"](visual).reshape(visual.shape[0], -1, 1 + 4 + INKS)
+        return out[..., 0], jax.nn.sigmoid(out[..., 1:5]), out[..., 5:]

@@ -25,6 +25,9 @@ from pixelis_jax.trajectory import Role
 # Streams of random numbers that a run folds into its seed.
 _HEADS_STREAM = 1
 
+# Share of a patch or of a mark, whichever is smaller, from which the mark counts as standing at the patch.
+_STANDS = 0.4
+
 
 def train(
     config: ConfigDict,
@@ -214,35 +217,49 @@ def ground(heads: AuxiliaryHeads, hidden: jax.Array, batch: Batch, config: Confi
 
 
 def see(heads: AuxiliaryHeads, visual: jax.Array, batch: Batch, config: ConfigDict) -> jax.Array:
-    """Computes the loss of the patch head on captions: is there a thing at each patch of the first frame, and what is its box.
+    """Computes the loss of the patch head on captions: at each patch of the first frame, is there a thing, what is its box, and
+    does a string, a mark or a bar stand there.
 
     A caption asks for boxes through attention that does not exist yet; this asks each visual token directly.
 
     Args:
       heads: the heads.
       visual: visual tokens ``[B, F * S/4, D]``.
-      batch: captions; the boxes are those of its things.
+      batch: captions; `records.FIELDS` says how they keep the boxes.
       config: ``beta`` and ``iou_weight``.
 
     Returns:
-      Cross-entropy of the things + loss of the boxes where there is one.
+      Cross-entropy of the things + loss of the boxes where there is a thing + cross-entropy of what stands there, where
+      something does and where nothing does.
     """
     rows, _, slots, _ = batch.patches.shape
     first = visual[:, : slots // MERGE_UNIT].astype(jnp.float32)
-    there, predicted = heads.patches(first)  # [B, S], [B, S, 4]
+    there, predicted, inked = heads.patches(first)  # [B, S], [B, S, 4], [B, S, I]
     grid = batch.grid[:, 0]
     row, column = patch_coordinates(grid, slots, math.isqrt(MERGE_UNIT))
-    centre = (jnp.stack([column, row], axis=-1) + 0.5) / grid[:, None, ::-1]  # [B, S, 2]
+    corner = jnp.stack([column, row], axis=-1) / grid[:, None, ::-1]  # [B, S, 2]
+    side = 1 / grid[:, None, ::-1]
+    caption = batch.op_valid & (batch.op_id < 0)
+    real = (jnp.arange(slots) < grid.prod(axis=-1, keepdims=True)) & jnp.any(caption, axis=-1, keepdims=True)
     box = batch.box[:, None]  # [B, 1, K, 4]
-    inside = jnp.all((centre[:, :, None] > box[..., :2]) & (centre[:, :, None] < box[..., 2:]), axis=-1)
-    inside &= (batch.box_valid & (batch.op_id < 0))[:, None]
+
+    centre = (corner + side / 2)[:, :, None]
+    inside = jnp.all((centre > box[..., :2]) & (centre < box[..., 2:]), axis=-1) & (caption & batch.box_valid)[:, None]
     covered = jnp.any(inside, axis=-1)
     target = jnp.take_along_axis(batch.box, jnp.argmax(inside, axis=-1)[..., None], axis=1)
-    real = (jnp.arange(slots) < grid.prod(axis=-1, keepdims=True)) & jnp.any(batch.box_valid, axis=-1, keepdims=True)
     thing = losses.masked_mean(optax.losses.sigmoid_binary_cross_entropy(there, covered.astype(jnp.float32)), real)
     box_loss = functools.partial(losses.box_loss, beta=config.beta, iou_weight=config.iou_weight)
-    values = jax.vmap(jax.vmap(box_loss))(predicted, target)
-    return thing + losses.masked_mean(values, real & covered)
+    fit = losses.masked_mean(jax.vmap(jax.vmap(box_loss))(predicted, target), real & covered)
+
+    # A mark can be smaller than a patch: it stands where most of it lies, or where it fills most of the patch.
+    low, high = jnp.maximum(corner[:, :, None], box[..., :2]), jnp.minimum((corner + side)[:, :, None], box[..., 2:])
+    smaller = jnp.minimum(jnp.prod(box[..., 2:] - box[..., :2], axis=-1), jnp.prod(side, axis=-1)[..., None])
+    shared = jnp.prod(jnp.maximum(high - low, 0.0), axis=-1) / jnp.maximum(smaller, 1e-9)
+    shared = jnp.where((caption & ~batch.box_valid)[:, None], shared, 0.0)
+    stands = jnp.max(shared, axis=-1) > _STANDS
+    kind = jnp.maximum(-1 - jnp.take_along_axis(batch.op_id, jnp.argmax(shared, axis=-1), axis=1), 0)
+    ink = optax.losses.softmax_cross_entropy_with_integer_labels(inked, jnp.where(stands, kind, 0))
+    return thing + fit + losses.masked_mean(ink, real & stands) + losses.masked_mean(ink, real & ~stands)
 
 
 def _average(values: jax.Array, weights: jax.Array) -> clu_metrics.Average:

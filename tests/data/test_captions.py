@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pixelis_jax.data import tiny_tokenizer
-from pixelis_jax.data.captions import COPIES, DESCRIBE, MIRRORS, look_samples, round_box
-from pixelis_jax.data.examples import encode_turn
+from pixelis_jax.data.captions import COPIES, CROPS, DESCRIBE, INKS, MIRRORS, look_samples, round_box
+from pixelis_jax.data.examples import CONTENT_WEIGHT, encode_turn
 from pixelis_jax.data.look import encoder_of, look_examples
 from pixelis_jax.data.scenes import Scene, generate, relative
+from pixelis_jax.data.scenes.draw import SHAPES
 from pixelis_jax.data.scenes.randomness import split_of
 from pixelis_jax.encoding import TextTokenizer
 
@@ -106,12 +107,16 @@ def test_the_box_head_is_asked_at_names_and_brackets() -> None:
     turn = "red card [20, 40, 60, 80] text; green card at the top [100, 120, 140, 160]"
     thumbnail = encoder.image(np.zeros((64, 64, 3), np.uint8))
     boxes = ((21, 41, 62, 79), (99, 121, 139, 160))
-    example = encode_turn(thumbnail, DESCRIBE, turn, encoder, boxes=boxes)
-    asked = [text.decode([example["ids"][place]]) for place in example["op_position"]]
+    example = encode_turn(thumbnail, DESCRIBE, turn, encoder, boxes=boxes, inks=(((30, 50, 40, 60), "text"),))
+    asked = [text.decode([example["ids"][place]]) for place in example["op_position"][example["box_valid"]]]
     assert "".join(asked) == "red card [ green card at the top ["
     first = asked.index(" [") + 1
-    np.testing.assert_allclose(example["box"], np.asarray([boxes[0]] * first + [boxes[1]] * (len(asked) - first)) / 1000)
-    assert example["box_valid"].all() and (example["op_id"] == -1).all()
+    rows = [boxes[0]] * first + [boxes[1]] * (len(asked) - first) + [(30, 50, 40, 60)]
+    np.testing.assert_allclose(example["box"], np.asarray(rows) / 1000)
+    assert example["op_id"].tolist() == [-1] * len(asked) + [-2 - INKS.index("text")]
+    assert example["box_valid"].tolist() == [True] * len(asked) + [False]
+    heavy = [text.decode([token]) for token in example["ids"][example["weights"] > 1]]
+    assert heavy == [" text"] and set(example["weights"]) == {0.0, 1.0, CONTENT_WEIGHT}
     with pytest.raises(ValueError, match="2 brackets for 1 boxes"):
         encode_turn(thumbnail, DESCRIBE, turn, encoder, boxes=boxes[:1])
 
@@ -138,3 +143,26 @@ def test_a_copy_sample_says_its_answer_among_others() -> None:
         assert sample.turn == f"<answer>{values[asked].strip(chr(34))}</answer>" and len(values) >= 2
         # Strings of another split must not be learnt by heart here.
         assert all(split_of(value.strip(chr(34))) == "val" for value in values.values() if value.startswith(chr(34)))
+
+
+@pytest.mark.parametrize(("family", "kinds"), [("read", {"text", "mark"}), ("angle", {"bar"})])
+def test_inks_are_where_something_differs_from_the_card(family: str, kinds: set[str]) -> None:
+    scene = generate(family, "train", 6)
+    for sample in samples(scene):
+        if sample.kind != "image":
+            continue
+        assert {word for _, word in sample.inks} <= kinds and len(sample.inks) == len(sample.boxes)
+        for (x1, y1, x2, y2), _ in sample.inks:
+            inside = [box for box in sample.boxes if box[0] <= x1 and x2 <= box[2] and box[1] <= y1 and y2 <= box[3]]
+            assert len(inside) == 1
+            height, width = sample.pixels.shape[:2]
+            cut = sample.pixels[y1 * height // 1000 : y2 * height // 1000 + 1, x1 * width // 1000 : x2 * width // 1000 + 1]
+            ground = dominant(sample.pixels, list(inside[0]))
+            assert np.abs(cut.reshape(-1, 3) - ground).max() > 60
+
+
+def test_a_crop_names_the_shape_that_it_shows() -> None:
+    crops = [sample for sample in samples(generate("shape", "train", 6)) if sample.kind == "crop"]
+    assert len(crops) == CROPS * len(generate("shape", "train", 6).objects)
+    assert all([word for _, word in crop.inks] == [crop.turn] for crop in crops)
+    assert {crop.turn for crop in crops} - {"text"} <= set(SHAPES)

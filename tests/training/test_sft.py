@@ -201,33 +201,35 @@ def test_the_loss_is_that_of_the_naive_form() -> None:
     np.testing.assert_allclose(metrics["imitation"].compute(), nll / weight, rtol=1e-5)
 
 
-def test_the_patch_head_is_asked_for_the_box_over_each_patch() -> None:
+def test_the_patch_head_is_asked_what_each_patch_shows() -> None:
     """Two captions with other grids, against a loop over patches in the order in which the processor lays them out."""
     rng = np.random.default_rng(7)
     examples = [micro.make_example(rng, tokens=14, grids=((4, 2),)), micro.make_example(rng, tokens=20, grids=((4, 4),))]
     boxes = [[(0.0, 0.1, 0.6, 0.7)], [(0.1, 0.6, 0.9, 1.0), (0.6, 0.0, 1.0, 0.4)]]
+    # One ink within a patch, one over two of them, one that only touches its neighbours.
+    inks = [[((0.1, 0.3, 0.4, 0.45), 2)], [((0.25, 0.75, 0.75, 1.0), 0), ((0.7, 0.05, 0.9, 0.2), 5)]]
     examples = [
         {
             **example,
-            "op_position": np.arange(3, 3 + len(named), dtype=np.int32),
-            "op_id": np.full(len(named), -1, np.int32),
-            "box": np.asarray(named, np.float32),
-            "box_valid": np.ones(len(named), bool),
-            **{name: np.zeros((len(named), 2), np.float32) for name in ("point", "span")},
-            **{f"{name}_valid": np.zeros(len(named), bool) for name in ("point", "span")},
+            "op_position": np.arange(3, 3 + len(named) + len(inked), dtype=np.int32),
+            "op_id": np.asarray([-1] * len(named) + [-2 - kind for _, kind in inked], np.int32),
+            "box": np.asarray([*named, *(box for box, _ in inked)], np.float32),
+            "box_valid": np.arange(len(named) + len(inked)) < len(named),
+            **{name: np.zeros((len(named) + len(inked), 2), np.float32) for name in ("point", "span")},
+            **{f"{name}_valid": np.zeros(len(named) + len(inked), bool) for name in ("point", "span")},
         }
-        for example, named in zip(examples, boxes, strict=True)
+        for example, named, inked in zip(examples, boxes, inks, strict=True)
     ]
-    bucket = pipeline.Bucket(rows=2, tokens=32, frames=1, patches=16, calls=3, weighted=16)
+    bucket = pipeline.Bucket(rows=2, tokens=32, frames=1, patches=16, calls=5, weighted=16)
     batch = pipeline.make_batch(examples, bucket, micro.PATCH)
     config = micro.make_config("unused").loss
     heads = policy.AuxiliaryHeads(32, rngs=nnx.Rngs(1))
     visual = jnp.asarray(rng.normal(size=(2, 4, 32)), jnp.float32)
     value = sft.see(heads, visual, jax.tree.map(jnp.asarray, batch), config)
 
-    there, predicted = heads.patches(visual)
-    things, fits = [], []
-    for row, (example, named) in enumerate(zip(examples, boxes, strict=True)):
+    there, predicted, kinds = heads.patches(visual)
+    things, fits, stands, blank = [], [], [], []
+    for row, (example, named, inked) in enumerate(zip(examples, boxes, inks, strict=True)):
         height, width = example["grid"][0]
         blocks = [(y, x) for y in range(0, height, 2) for x in range(0, width, 2)]
         patches = [(y + dy, x + dx) for y, x in blocks for dy in (0, 1) for dx in (0, 1)]
@@ -238,8 +240,18 @@ def test_the_patch_head_is_asked_for_the_box_over_each_patch() -> None:
             things.append(-np.log(share if over else 1 - share))
             if over:
                 fits.append(float(losses.box_loss(predicted[row, index], jnp.asarray(over[0]))))
-    assert len(fits) > 4
-    np.testing.assert_allclose(value, np.mean(things) + np.mean(fits), rtol=1e-5)
+            log_probs = jax.nn.log_softmax(kinds[row, index])
+            found = [kind for box, kind in inked if _shared(box, (x / width, y / height), (1 / width, 1 / height)) > 0.4]
+            (stands if found else blank).append(-float(log_probs[found[0] + 1 if found else 0]))
+    assert len(fits) > 4 and len(stands) == 4
+    np.testing.assert_allclose(value, sum(np.mean(part) for part in (things, fits, stands, blank)), rtol=1e-5)
+
+
+def _shared(box: tuple[float, ...], corner: tuple[float, float], side: tuple[float, float]) -> float:
+    """Overlap of a box and a patch over the smaller of them."""
+    edges = [(max(box[i], corner[i]), min(box[i + 2], corner[i] + side[i])) for i in (0, 1)]
+    overlap = np.prod([max(high - low, 0.0) for low, high in edges])
+    return float(overlap / min((box[2] - box[0]) * (box[3] - box[1]), side[0] * side[1]))
 
 
 def test_logits_exist_only_by_the_chunk() -> None:

@@ -45,7 +45,13 @@ class Card:
         width, height = self.sprite.size
         boxes = np.array([[x, y, x + width, y + height]], np.float32)
         return SceneObject(
-            name=f"{self.colour} card", kind="card", boxes=boxes, colour=self.colour, text=self.text, shape=self.shape
+            name=f"{self.colour} card",
+            kind="card",
+            boxes=boxes,
+            colour=self.colour,
+            text=self.text,
+            shape=self.shape,
+            written=self.sprite.written,
         )
 
 

@@ -20,10 +20,11 @@ _OVERSAMPLE = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sprite:
-    """RGB float32 `[H, W, 3]` in 0..255 and alpha float32 `[H, W, 1]` in 0..1."""
+    """RGB float32 `[H, W, 3]` in 0..255, alpha float32 `[H, W, 1]` in 0..1, and the box of what stands on it in pixels."""
 
     rgb: np.ndarray
     alpha: np.ndarray
+    written: tuple[int, int, int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,7 +86,7 @@ def with_text(
     mask = Image.new("L", (width, tall))
     ImageDraw.Draw(mask).text((round(x), round(y)), text, fill=255, font=face)
     cover = np.asarray(mask, np.float32)[..., None] * (strength / 255)
-    return Sprite(base.rgb + cover * (ink(rng, ground) - base.rgb), base.alpha)
+    return Sprite(base.rgb + cover * (ink(rng, ground) - base.rgb), base.alpha, mask.getbbox())
 
 
 def covered(rng: np.random.Generator, base: Sprite, height: int, ground: np.ndarray) -> Sprite:
@@ -103,7 +104,7 @@ def with_mark(rng: np.random.Generator, base: Sprite, shape: str, side: int, gro
     room = (max(1, width - side - 16), max(1, height - side - 16))
     x = int(8 + room[0] * rng.uniform(0.3, 0.7))
     y = int(8 + room[1] * rng.uniform(0.3, 0.7))
-    return _stain(base, cover, x, y, ink(rng, ground))
+    return dataclasses.replace(_stain(base, cover, x, y, ink(rng, ground)), written=(x, y, x + side, y + side))
 
 
 def with_bar(

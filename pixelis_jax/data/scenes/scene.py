@@ -39,6 +39,7 @@ class SceneObject:
       angle: Degrees of a bar, anticlockwise from the horizontal.
       lit: Bool `[T]` of a lamp: when it shines.
       text_frames: First and last frame that shows `text`; None if every frame does.
+      written: Box of the string or mark, in pixels from the object's top left corner.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SceneObject:
     angle: int | None = None
     lit: np.ndarray | None = None
     text_frames: tuple[int, int] | None = None
+    written: tuple[int, int, int, int] | None = None
 
     def box_px(self, frame: int = 0) -> BoxF | None:
         """Box in pixels at a frame, or None where the object is not visible."""
