@@ -82,10 +82,12 @@ def _packet_times(path: str, rate: float) -> np.ndarray:
     with _opened(path) as (container, stream):
         origin, base = stream.start_time or 0, float(stream.time_base or 0)
         packets = [packet for packet in container.demux(stream) if packet.size]
-        if len(packets) < stream.frames:
-            raise MediaError(f"{path}: truncated video, {len(packets)} of {stream.frames} frames are there")
         shown = [packet for packet in packets if not packet.is_discard]
         stamps = sorted((packet.pts - origin) * base for packet in shown if packet.pts is not None)
+        # An AVI counts frames that were dropped in recording, too: it is truncated only if it also ends too early.
+        ends_early = not stamps or stamps[-1] + 2 / rate < stream.frames / rate
+        if len(packets) < stream.frames and ends_early:
+            raise MediaError(f"{path}: truncated video, {len(packets)} of {stream.frames} frames are there")
     if not stamps:
         # Raw streams carry no times at all.
         return np.arange(max(len(packets), 1)) / rate

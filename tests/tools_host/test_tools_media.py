@@ -344,3 +344,23 @@ def test_the_store_keeps_below_its_ceiling(tmp_path: Path) -> None:
         store.inspect(str(tmp_path / f"{index}.png"))
         assert store.cached_bytes <= 100_000
     assert store.cached_bytes == 90_000
+
+
+def write_gappy_avi(path: Path) -> None:
+    """Three frames at 0, 0.5 and 2 s of a clip of 10 frames a second: the container counts the dropped ones."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for time in (0, 5, 20):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * time, np.uint8), format="rgb24")
+            frame.pts = time
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_dropped_frames_are_no_damage(tmp_path: Path) -> None:
+    write_gappy_avi(tmp_path / "gaps.avi")
+    with av.open(str(tmp_path / "gaps.avi")) as container:
+        assert container.streams.video[0].frames > 3
+    info = MediaStore().inspect(str(tmp_path / "gaps.avi"))
+    assert info.kind == "video" and info.duration_s == pytest.approx(2.1, abs=0.11)
