@@ -17,7 +17,7 @@ from pathlib import Path
 
 BASE = "tiny_base"
 SCENES_A_FAMILY = 110
-STEPS = 300
+STEPS = 500
 QUESTIONS_A_FAMILY = 15
 
 
