@@ -113,7 +113,7 @@ def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
         ("SyntaxError", ["--config=syntax.py"]),
         ("no function get_config()", ["--config=empty.py"]),
         ("returns int, expected a ConfigDict", ["--config=three.py"]),
-        ("no field 'buckets'", ["--config=few.py"]),
+        ("no field 'blind'", ["--config=few.py"]),
         ("total_steps is '10', expected a number", ["--config=text.py"]),
         ("phase is None", ["--config=eval.py"]),
     ],
