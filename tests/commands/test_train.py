@@ -181,10 +181,11 @@ def test_a_killed_run_goes_on(run, sft, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_is_quiet(sft, tmp_path, monkeypatch):
+def test_the_first_interrupt_saves_and_is_quiet(sft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = start("train", sft, "--workdir=a", "--config.total_steps=400", "--config.checkpoint_every_steps=5")
     wait_for(tmp_path / "a" / "checkpoints" / "5", process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, err) == (3, "")
+    assert max(Workdir("a").open_checkpoints().steps()) >= 5
