@@ -7,8 +7,7 @@ Cost and result: see docs/training.md.
 
 from ml_collections import ConfigDict
 
-from configs import tiny_watch
-from pixelis_jax.data.captions import KINDS
+from configs import tiny_copy
 
 COUNTS = {
     "read": 900,
@@ -24,9 +23,6 @@ COUNTS = {
 
 def get_config() -> ConfigDict:
     """Returns the configuration."""
-    config = tiny_watch.get_config()
+    config = tiny_copy.get_config()
     config.scenes.counts = ConfigDict(COUNTS)
-    config.scenes.kinds = KINDS
-    config.total_steps = 650
-    config.optimizer.warmup_steps = 40
     return config

@@ -17,6 +17,7 @@ import numpy as np
 from pixelis_jax.data.scenes import FAMILIES, SPLITS, Scene, Split, generate
 from pixelis_jax.data.scenes.randomness import generator
 from pixelis_jax.data.traces import STYLES, Style, make_example, oracle_trajectory
+from pixelis_jax.data.workers import single_thread
 from pixelis_jax.trajectory import Example, Trajectory
 from pixelis_jax.trajectory.io import read_examples, read_trajectories, write_examples, write_trajectories
 from tools_host.config import ToolsConfig
@@ -95,7 +96,7 @@ def build(
         return
     # Spawned: a fork would copy whatever device state the parent holds.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as executor:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=single_thread) as executor:
         for done in concurrent.futures.as_completed([executor.submit(write_shard, shard) for shard in missing]):
             yield done.result()
 
@@ -182,9 +183,3 @@ def _trace(shard: Shard, scene: Scene, example: Example, directory: Path, pool: 
     shares = np.array([shard.styles[name] for name in names], float)
     style = names[int(rng.choice(len(names), p=shares / shares.sum()))]
     return oracle_trajectory(scene, example, directory, pool, config=shard.config, style=style, rng=rng, store=store)
-
-
-def _single_thread() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)

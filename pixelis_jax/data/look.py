@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import multiprocessing
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -17,6 +15,7 @@ from pixelis_jax.data.examples import encode_look
 from pixelis_jax.data.records import EncodedExample
 from pixelis_jax.data.scenes import FAMILIES, Split, generate
 from pixelis_jax.data.scenes.randomness import generator
+from pixelis_jax.data.workers import chain_in_order
 from pixelis_jax.encoding import Encoder, PromptConfig, TextTokenizer
 from pixelis_jax.policy import processing, tiny
 
@@ -104,14 +103,7 @@ def look_examples(
     work = functools.partial(
         _encode_chunk, encoder=encoder, kinds=frozenset(kinds), asked_share=asked_share, split=split, seed=seed
     )
-    if workers == 0:
-        for chunk in chunks:
-            yield from work(chunk)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as executor:
-        for examples in executor.map(work, chunks):
-            yield from examples
+    yield from chain_in_order(work, chunks, workers)
 
 
 def _encode_chunk(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import multiprocessing
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from pixelis_jax.data.build import trace_files
 from pixelis_jax.data.examples import encode_trajectory
 from pixelis_jax.data.records import EncodedExample
 from pixelis_jax.data.scenes import Split
+from pixelis_jax.data.workers import chain_in_order
 from pixelis_jax.encoding import Encoder, Thumbnail
 from pixelis_jax.trajectory import Final, Trajectory
 from pixelis_jax.trajectory.io import read_trajectories
@@ -52,14 +51,7 @@ def supervised_examples(
     """
     files = trace_files(directory, split)
     work = functools.partial(_encode_file, encoder=encoder, tools=tools, answer_only=answer_only or {}, seed=seed)
-    if workers == 0:
-        for file in files:
-            yield from work(file)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as executor:
-        for examples in executor.map(work, files):
-            yield from examples
+    yield from chain_in_order(work, files, workers)
 
 
 def _encode_file(

@@ -15,6 +15,7 @@ from pixelis_jax.data.scenes import FAMILIES, Place, Split, generate
 from pixelis_jax.data.scenes.randomness import generator
 from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.data.traces import make_example, oracle_trajectory, placer
+from pixelis_jax.data.workers import single_thread
 from tools_host.config import ToolsConfig
 from tools_host.pool import InlinePool
 from tools_host.protocol import Box
@@ -43,7 +44,7 @@ def chain_scores(
     """
     context = multiprocessing.get_context("spawn")
     work = functools.partial(_score, split=split, seed=seed)
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as executor:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=single_thread) as executor:
         futures = {
             (family, chain): [
                 executor.submit(work, family, chain, start, min(start + _CHUNK, first + count))
@@ -84,9 +85,3 @@ def _place(chain: str, rng: np.random.Generator) -> Place:
         return exact((left, top, left + w, top + h), width, height)
 
     return anywhere
-
-
-def _single_thread() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)

@@ -232,7 +232,7 @@ def see(heads: AuxiliaryHeads, visual: jax.Array, batch: Batch, config: ConfigDi
       Cross-entropy of the things + loss of the boxes where there is a thing + cross-entropy of what stands there, where
       something does and where nothing does.
     """
-    rows, _, slots, _ = batch.patches.shape
+    slots = batch.patches.shape[2]
     first = visual[:, : slots // MERGE_UNIT].astype(jnp.float32)
     there, predicted, inked = heads.patches(first)  # [B, S], [B, S, 4], [B, S, I]
     grid = batch.grid[:, 0]

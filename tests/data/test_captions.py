@@ -15,6 +15,7 @@ from pixelis_jax.data.scenes import Scene, generate, relative
 from pixelis_jax.data.scenes.draw import SHAPES
 from pixelis_jax.data.scenes.randomness import split_of
 from pixelis_jax.encoding import TextTokenizer
+from pixelis_jax.policy import heads
 
 BOX = re.compile(r"(\w+) card \[(\d+), (\d+), (\d+), (\d+)\] (text|mark)")
 STEP = 20
@@ -166,3 +167,7 @@ def test_a_crop_names_the_shape_that_it_shows() -> None:
     assert len(crops) == CROPS * len(generate("shape", "train", 6).objects)
     assert all([word for _, word in crop.inks] == [crop.turn] for crop in crops)
     assert {crop.turn for crop in crops} - {"text"} <= set(SHAPES)
+
+
+def test_the_patch_head_has_a_class_for_every_ink_and_for_none() -> None:
+    assert 1 + len(INKS) == heads.INKS
