@@ -18,4 +18,6 @@ def get_config() -> ConfigDict:
     config.scenes.counts = ConfigDict({family: 1000 for family in tiny_sft.FAMILIES})
     config.scenes.kinds = ("asked",)
     config.scenes.asked_share = 1.0
+    config.scenes.reframed = 0.0  # in a close-up the thumbnail shows the answer
+    config.total_steps = 400
     return config

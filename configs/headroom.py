@@ -12,7 +12,7 @@ from configs import eval_scenes
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = eval_scenes.get_config()
-    config.counts = ConfigDict(dict.fromkeys(eval_scenes.FAMILIES, 20))
+    config.counts = ConfigDict(dict.fromkeys(eval_scenes.FAMILIES, 12))
     config.no_tools = False
     config.samples = 8
     return config

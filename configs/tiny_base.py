@@ -1,28 +1,18 @@
-"""The tiny policy's fourth lesson: what stands on a card, from many crops and from afar. It has still not seen a tool.
+"""The tiny policy's last lesson before it sees a tool: the fifth once more, now that it can copy.
 
-    pixelis train --config=configs/tiny_base.py --workdir=runs/tiny_base --config.init_from=runs/tiny_copy
+    pixelis train --config=configs/tiny_base.py --workdir=runs/tiny_base --config.init_from=runs/tiny_recall
 
 Cost and result: see docs/training.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs import tiny_copy
-
-COUNTS = {
-    "read": 900,
-    "shape": 2000,
-    "angle": 200,
-    "where": 60,
-    "blink": 60,
-    "flash_read": 60,
-    "flash_shape": 150,
-    "follow_read": 60,
-}
+from configs import tiny_crops
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration."""
-    config = tiny_copy.get_config()
-    config.scenes.counts = ConfigDict(COUNTS)
+    config = tiny_crops.get_config()
+    config.seed = 3
+    config.total_steps = 600
     return config

@@ -8,6 +8,17 @@ Cost and result: see docs/training.md. Starts from `tiny_base`; builds its data 
 from ml_collections import ConfigDict, config_dict
 
 FAMILIES = ("read", "shape", "angle", "where", "blink", "cut", "flash_read", "flash_shape", "follow_read")
+COUNTS = {
+    "read": 400,
+    "shape": 400,
+    "angle": 400,
+    "where": 400,
+    "blink": 500,
+    "cut": 500,
+    "flash_read": 500,
+    "flash_shape": 500,
+    "follow_read": 500,
+}
 
 
 def get_config() -> ConfigDict:
@@ -20,14 +31,16 @@ def get_config() -> ConfigDict:
     config.data = ""
     config.scenes = ConfigDict(
         {
-            "counts": {family: 500 for family in FAMILIES},
-            "styles": {"tools": 0.58, "direct": 0.24, "trap": 0.09, "self_correct": 0.09},
+            "split": "train",
+            "counts": COUNTS,
+            "styles": {"tools": 0.42, "direct": 0.22, "trap": 0.27, "self_correct": 0.09},
+            "reframed": 0.25,
             "answer_only": {},  # by family: share of the traces cut down to their answer, see configs/tiny_sft_early.py
             "workers": 2,
             "seed": 0,
         }
     )
-    config.total_steps = 850
+    config.total_steps = 1000
     config.operations = 6
     config.optimizer = ConfigDict(
         {

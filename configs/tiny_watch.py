@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config = tiny_sft.get_config()
     config.phase = "look"
     config.init_from = ""
-    config.scenes = ConfigDict({"counts": COUNTS, "kinds": KINDS, "asked_share": 0.25, "workers": 2})
+    config.scenes = ConfigDict({"counts": COUNTS, "kinds": KINDS, "asked_share": 0.25, "reframed": 0.0, "workers": 2})
     config.total_steps = 1000
     config.optimizer.learning_rate = 1.5e-3
     config.buckets.tokens = (48, 80, 128, 192)

@@ -8,12 +8,19 @@ export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 
 pixelis train --config=configs/tiny_look.py --workdir="$runs/tiny_look"
 pixelis train --config=configs/tiny_watch.py --workdir="$runs/tiny_watch" --config.init_from="$runs/tiny_look"
 pixelis train --config=configs/tiny_copy.py --workdir="$runs/tiny_copy" --config.init_from="$runs/tiny_watch"
-pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_copy"
+pixelis train --config=configs/tiny_read.py --workdir="$runs/tiny_read" --config.init_from="$runs/tiny_copy"
+pixelis train --config=configs/tiny_crops.py --workdir="$runs/tiny_crops" --config.init_from="$runs/tiny_read"
+pixelis train --config=configs/tiny_recall.py --workdir="$runs/tiny_recall" --config.init_from="$runs/tiny_crops"
+pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_recall"
 pixelis train --config=configs/tiny_sft.py --workdir="$runs/tiny_sft" --config.init_from="$runs/tiny_base"
+pixelis train --config=configs/tiny_pages.py --workdir="$runs/tiny_pages" --config.init_from="$runs/tiny_sft"
 pixelis train --config=configs/tiny_sft_early.py --workdir="$runs/tiny_sft_early" --config.init_from="$runs/tiny_base"
 
-for name in tiny_base tiny_sft tiny_sft_early; do
-  rm -rf "pixelis_jax/weights/$name"
-  pixelis convert "$runs/$name" "pixelis_jax/weights/$name" --to=hf --dtype=bfloat16
-done
+ship() { # RUN NAME
+  rm -rf "pixelis_jax/weights/$2"
+  pixelis convert "$runs/$1" "pixelis_jax/weights/$2" --to=hf --dtype=bfloat16
+}
+ship tiny_base tiny_base
+ship tiny_pages tiny_sft
+ship tiny_sft_early tiny_sft_early
 pixelis eval --config=configs/eval_scenes.py --model=tiny_sft --workdir="$runs/eval_tiny_sft"

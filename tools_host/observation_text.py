@@ -32,7 +32,7 @@ def result_text(
     # Media come first after the summary: their pixels follow, so their ids must never be what is left out.
     lines = [media_line(medium) for medium in media]
     lines += [region_line(region, boxes=config.boxes_in_text) for region in regions]
-    lines += [span_line(span) for span in spans]
+    lines += [span_line(number, span) for number, span in enumerate(spans, 1)]
     if not lines and not summary:
         return "nothing found"
     lines = ([summary] if summary else []) + lines
@@ -47,9 +47,9 @@ def region_line(region: Region, *, boxes: bool) -> str:
     return f"region {region.id}{box}{time}{text}"
 
 
-def span_line(span: Span) -> str:
-    """`span 2.3-2.8 s`."""
-    return f"span {span.start_s:g}-{span.end_s:g} s"
+def span_line(number: int, span: Span) -> str:
+    """`span 1: 2.3-2.8 s`."""
+    return f"span {number}: {span.start_s:g}-{span.end_s:g} s"
 
 
 def media_line(medium: Media) -> str:

@@ -49,6 +49,7 @@ def build_split(
     *,
     seed: int = 0,
     styles: Mapping[str, float] | None = None,
+    reframed: float = 0.0,
     config: ToolsConfig | None = None,
 ) -> None:
     """`data.build.build` with a progress bar; what a user can get wrong is a UserError before anything is written."""
@@ -58,7 +59,7 @@ def build_split(
     check_counts(counts, workers)
     if split not in SPLITS:
         raise UserError(f"no split {split!r} (known: {', '.join(SPLITS)})")
-    shards = build(out, split, counts, workers, seed=seed, styles=styles, config=config)  # type: ignore[arg-type]
+    shards = build(out, split, counts, workers, seed=seed, styles=styles, reframed=reframed, config=config)  # type: ignore[arg-type]
     with Progress(split, start=0, total=sum(-(-count // SHARD) for count in counts.values())) as progress:
         for number, _ in enumerate(shards, start=1):
             progress.advance(number)

@@ -1,6 +1,6 @@
 """Trains the tiny policy on this machine, evaluates what came out, and writes the report.
 
-  pixelis demo                      about 20 minutes on two cores
+  pixelis demo                      about 15 minutes on two cores
   pixelis demo --workdir=demo
 
 Starts from `tiny_base`, which can look, answer and copy but has never seen a tool. The table compares it with what the demo
@@ -17,7 +17,7 @@ from pathlib import Path
 
 BASE = "tiny_base"
 SCENES_A_FAMILY = 110
-STEPS = 500
+STEPS = 400
 QUESTIONS_A_FAMILY = 15
 
 

@@ -109,6 +109,7 @@ def build_data(config: ConfigDict, workdir: Path, loaded: Loaded) -> Path:
             loaded.encoder,
             kinds=scenes["kinds"],
             asked_share=scenes["asked_share"],
+            reframed=scenes["reframed"],
             workers=scenes["workers"],
             seed=config.seed,
         )
@@ -116,10 +117,19 @@ def build_data(config: ConfigDict, workdir: Path, loaded: Loaded) -> Path:
         return path
     tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text)
     folder = workdir / "data" / "scenes"
-    build_split(folder, "train", scenes["counts"], scenes["workers"], seed=scenes["seed"], styles=scenes["styles"], config=tools)
+    build_split(
+        folder,
+        scenes["split"],
+        scenes["counts"],
+        scenes["workers"],
+        seed=scenes["seed"],
+        styles=scenes["styles"],
+        reframed=scenes["reframed"],
+        config=tools,
+    )
     examples = supervised_examples(
         folder,
-        "train",
+        scenes["split"],
         loaded.encoder,
         tools,
         answer_only=scenes["answer_only"],
@@ -144,7 +154,7 @@ def _check(path: Path, config: ConfigDict) -> None:
     from pixelis_jax.commands.configs import check_fields
     from pixelis_jax.commands.data import check_counts
     from pixelis_jax.data.captions import KINDS
-    from pixelis_jax.data.scenes import FAMILIES
+    from pixelis_jax.data.scenes import FAMILIES, SPLITS
     from pixelis_jax.data.traces import STYLES
     from pixelis_jax.sharding import create_mesh
 
@@ -164,6 +174,10 @@ def _check(path: Path, config: ConfigDict) -> None:
         styles = config.scenes.get("styles", {})
         if config.phase == "sft" and (set(styles) - set(STYLES) or sum(styles.values()) <= 0 or min(styles.values()) < 0):
             raise UserError(f"{path}: scenes.styles must be shares of {', '.join(STYLES)}, got {styles.to_dict()}")
+        if config.phase == "sft" and config.scenes.split not in SPLITS:
+            raise UserError(f"{path}: no split {config.scenes.split!r} (known: {', '.join(SPLITS)})")
+        if not 0 <= config.scenes.reframed <= 1:
+            raise UserError(f"{path}: scenes.reframed is a share, got {config.scenes.reframed}")
         for family, share in config.scenes.get("answer_only", {}).items():
             _ = FAMILIES[family]
             if not 0 <= share <= 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelis_jax.data.scenes import FAMILIES, SPLITS, Scene, Split, generate
+from pixelis_jax.data.scenes import FAMILIES, SPLITS, Scene, Split, generate, reframe
 from pixelis_jax.data.scenes.randomness import generator
 from pixelis_jax.data.traces import STYLES, Style, make_example, oracle_trajectory
 from pixelis_jax.data.workers import single_thread
@@ -28,7 +28,7 @@ from tools_host.protocol import ToolPool
 SHARD = 100
 """Scenes in a shard."""
 
-TRACE_STYLES: Mapping[Style, float] = {"tools": 0.58, "direct": 0.24, "trap": 0.09, "self_correct": 0.09}
+TRACE_STYLES: Mapping[Style, float] = {"tools": 0.42, "direct": 0.22, "trap": 0.27, "self_correct": 0.09}
 """Shares of the styles among training traces: at least a fifth without tools (`docs/algorithms.md`, section 6)."""
 
 _STORE_BYTES = 64 * 2**20
@@ -45,6 +45,7 @@ class Shard:
     stop: int
     seed: int
     styles: Mapping[Style, float]
+    reframed: float
     config: ToolsConfig
 
     @property
@@ -70,9 +71,12 @@ def build(
     *,
     seed: int = 0,
     styles: Mapping[Style, float] | None = None,
+    reframed: float = 0.0,
     config: ToolsConfig | None = None,
 ) -> Iterator[Shard]:
     """Writes what is missing, and yields each shard when it is on disk (those that were there first).
+
+    A shard counts as there by its number of scenes: a folder that other styles or shares made keeps what they made.
 
     Args:
       out_dir: See the module; made if absent.
@@ -82,13 +86,14 @@ def build(
       seed: Of the scenes.
       styles: Shares of trace styles; by default `TRACE_STYLES` for train and none for the other splits. `{}` writes no
         traces.
+      reframed: Share of the scenes that are made narrower or lower, or cut down to a close-up (`scenes.reframe`).
       config: Tools that traces run; its observations are what the policy will read.
 
     Raises:
       KeyError: If there is no such family.
-      ValueError: If a split, style or count is impossible.
+      ValueError: If a split, style, share or count is impossible.
     """
-    shards = _plan(Path(out_dir), split, counts, seed, styles, config or ToolsConfig(boxes_in_text=False))
+    shards = _plan(Path(out_dir), split, counts, seed, styles, reframed, config or ToolsConfig(boxes_in_text=False))
     yield from (shard for shard in shards if shard.is_done())
     missing = [shard for shard in shards if not shard.is_done()]
     if workers == 0:
@@ -110,6 +115,8 @@ def write_shard(shard: Shard) -> Shard:
     trajectories: list[Trajectory] = []
     for index in range(shard.start, shard.stop):
         scene = generate(shard.family, shard.split, index, shard.seed)
+        rng = generator(f"{shard.family}/reframed", shard.split, index, shard.seed)
+        scene = reframe(scene, shard.reframed, rng)
         example = make_example(scene, directory)
         examples.append(example)
         if pool is not None:
@@ -149,10 +156,13 @@ def _plan(
     counts: Mapping[str, int],
     seed: int,
     styles: Mapping[Style, float] | None,
+    reframed: float,
     config: ToolsConfig,
 ) -> list[Shard]:
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    if not 0 <= reframed <= 1:
+        raise ValueError(f"reframed is a share, got {reframed}")
     styles = (TRACE_STYLES if split == "train" else {}) if styles is None else styles
     if set(styles) - set(STYLES) or any(share < 0 for share in styles.values()):
         raise ValueError(f"styles must be shares of {', '.join(STYLES)}, got {dict(styles)}")
@@ -171,6 +181,7 @@ def _plan(
                     stop=min(start + SHARD, count),
                     seed=seed,
                     styles=dict(styles),
+                    reframed=reframed,
                     config=config,
                 )  # fmt: skip
             )

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from pixelis_jax.data.scenes import FPS, Scene, SceneObject, palette, randomness, relative
+from pixelis_jax.data.scenes import FPS, Scene, SceneObject, cut, palette, randomness, relative
 from pixelis_jax.data.scenes.draw import SHAPES
 from pixelis_jax.data.scenes.layout import ZONES
 from pixelis_jax.data.scenes.scene import BoxF
@@ -34,7 +34,7 @@ INKS = ("text", "mark", "bar", *SHAPES)
 
 Ink = tuple[BoxF, str]
 
-CROPS = 3
+CROPS = 5
 """Samples of kind `crop` a card, each cut another way."""
 
 COPIES = 6
@@ -82,7 +82,7 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
             yield _describe("image", scene.pixels, None, scene, 0, mirror, rng, step)
         yield from _crops(scene, scene.pixels, 0, rng, step)
         yield _ask(scene, scene.pixels, None)
-        yield from (_copy(scene, scene.pixels, rng) for _ in range(COPIES))
+        yield from _copies(scene, scene.pixels, rng)
         return
     frames = np.linspace(0, len(scene.pixels) - 1, video_frames).round().astype(int)
     clip, times = scene.pixels[frames], frames / FPS
@@ -93,7 +93,7 @@ def look_samples(scene: Scene, rng: np.random.Generator, *, video_frames: int, s
             yield _describe("frame", scene.pixels[frame], None, scene, frame, mirror, rng, step)
         yield from _crops(scene, scene.pixels[frame], frame, rng, step)
     yield _ask(scene, clip, times)
-    yield from (_copy(scene, scene.pixels[0], rng) for _ in range(COPIES))
+    yield from _copies(scene, scene.pixels[0], rng)
 
 
 def _ask(scene: Scene, pixels: np.ndarray, times_s: np.ndarray | None) -> LookSample:
@@ -101,8 +101,26 @@ def _ask(scene: Scene, pixels: np.ndarray, times_s: np.ndarray | None) -> LookSa
     return LookSample(kind="asked", pixels=pixels, times_s=times_s, question=scene.question, turn=turn)
 
 
-def _copy(scene: Scene, pixels: np.ndarray, rng: np.random.Generator) -> LookSample:
-    """`red "K7XW"; blue 3.5; green top left. What is blue?`: the answer stands in the question, the pixels do not matter."""
+def _copies(scene: Scene, pixels: np.ndarray, rng: np.random.Generator) -> Iterator[LookSample]:
+    """Questions that say their answer, half of them by a name and half by a number; the pixels do not matter."""
+    for number in range(COPIES):
+        question, turn = _named(scene, rng) if number % 2 else _numbered(rng)
+        yield LookSample(kind="copy", pixels=pixels, times_s=None, question=question, turn=turn)
+
+
+def _numbered(rng: np.random.Generator) -> tuple[str, str]:
+    """`When is the second cut? span 1: 0.5-0.6 s; span 2: 2.2-2.3 s`, as `localize` words what it found, in a family's words."""
+    times = np.sort(rng.choice(np.arange(1, 60), len(cut.ORDINALS), replace=False))
+    spans = [f"span {number}: {first / 10:g}-{(first + 1) / 10:g} s" for number, first in enumerate(times, 1)]
+    asked = int(rng.integers(len(times)))
+    wording = cut.WORDINGS[int(rng.integers(len(cut.WORDINGS)))].format(ordinal=cut.ORDINALS[asked])
+    separator = ("; ", "\n")[int(rng.integers(2))]
+    turn = f"The {cut.ORDINALS[asked]} is span {asked + 1}.{ANSWER_OPEN}{times[asked] / 10:g}{ANSWER_CLOSE}"
+    return f"{wording} {separator.join(spans)}", turn
+
+
+def _named(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """`red "K7XW"; blue 3.5; green top left. What is blue?`"""
     colours = randomness.pick(rng, palette.NAMES, int(rng.integers(2, 5)))
     strings = randomness.random_strings(rng, scene.split, len(colours))
     values = []
@@ -112,9 +130,7 @@ def _copy(scene: Scene, pixels: np.ndarray, rng: np.random.Generator) -> LookSam
     written = [f'"{value}"' if value in strings else value for value in values]
     asked = int(rng.integers(len(colours)))
     said = "; ".join(f"{colour} {value}" for colour, value in zip(colours, written, strict=True))
-    question = f"{said}. What is {colours[asked]}?"
-    turn = f"{ANSWER_OPEN}{values[asked]}{ANSWER_CLOSE}"
-    return LookSample(kind="copy", pixels=pixels, times_s=None, question=question, turn=turn)
+    return f"{said}. What is {colours[asked]}?", f"{ANSWER_OPEN}{values[asked]}{ANSWER_CLOSE}"
 
 
 def _describe(
@@ -241,8 +257,8 @@ def _crop(scene: Scene, pixels: np.ndarray, frame: int, card: SceneObject, rng: 
         inks = ((relative(inner, x2 - x1, y2 - y1), text),)
         boxes = (inks[0][0],) if bar is not None else ()
     turn = f"bar {round_box(boxes[0], step)}" if boxes else text
-    cut = pixels[y1:y2, x1:x2]
-    return LookSample(kind="crop", pixels=cut, times_s=None, question=DESCRIBE, turn=turn, boxes=boxes, inks=inks)
+    shown = pixels[y1:y2, x1:x2]
+    return LookSample(kind="crop", pixels=shown, times_s=None, question=DESCRIBE, turn=turn, boxes=boxes, inks=inks)
 
 
 def round_box(box: BoxF, step: int) -> list[int]:

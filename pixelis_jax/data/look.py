@@ -13,7 +13,7 @@ from pixelis_jax.data import tiny_tokenizer
 from pixelis_jax.data.captions import KINDS, Kind, look_samples
 from pixelis_jax.data.examples import encode_look
 from pixelis_jax.data.records import EncodedExample
-from pixelis_jax.data.scenes import FAMILIES, Split, generate
+from pixelis_jax.data.scenes import FAMILIES, Split, generate, reframe
 from pixelis_jax.data.scenes.randomness import generator
 from pixelis_jax.data.workers import chain_in_order
 from pixelis_jax.encoding import Encoder, PromptConfig, TextTokenizer
@@ -80,6 +80,7 @@ def look_examples(
     *,
     kinds: Collection[Kind] = KINDS,
     asked_share: float = 0.25,
+    reframed: float = 0.0,
     split: Split = "train",
     workers: int = 2,
     seed: int = 0,
@@ -91,6 +92,7 @@ def look_examples(
       encoder: Of the policy that will be trained.
       kinds: Of the samples to keep.
       asked_share: Share of the scenes' own questions to keep: most of them cannot be answered from a thumbnail.
+      reframed: Share of the scenes that are made narrower or lower, or cut down to a close-up (`scenes.reframe`).
       split: Where the scenes come from.
       workers: Processes; 0 works in this one.
       seed: Of the scenes and of everything that is chosen.
@@ -101,18 +103,25 @@ def look_examples(
         for start in range(FIRST_INDEX, FIRST_INDEX + count, _CHUNK)
     ]
     work = functools.partial(
-        _encode_chunk, encoder=encoder, kinds=frozenset(kinds), asked_share=asked_share, split=split, seed=seed
+        _encode_chunk,
+        encoder=encoder,
+        kinds=frozenset(kinds),
+        asked_share=asked_share,
+        reframed=reframed,
+        split=split,
+        seed=seed,
     )
     yield from chain_in_order(work, chunks, workers)
 
 
 def _encode_chunk(
-    chunk: _Chunk, *, encoder: Encoder, kinds: Collection[Kind], asked_share: float, split: Split, seed: int
+    chunk: _Chunk, *, encoder: Encoder, kinds: Collection[Kind], asked_share: float, reframed: float, split: Split, seed: int
 ) -> Sequence[EncodedExample]:
     examples = []
     for index in range(chunk.start, chunk.stop):
         rng = generator(f"{chunk.family}/look", split, index, seed)
-        scene = generate(chunk.family, split, index, seed)
+        frame = generator(f"{chunk.family}/reframed", split, index, seed)
+        scene = reframe(generate(chunk.family, split, index, seed), reframed, frame)
         prompt = encoder.prompt
         for sample in look_samples(scene, rng, video_frames=prompt.video_frames, step=prompt.coordinate_step):
             if sample.kind in kinds and (sample.kind != "asked" or rng.random() < asked_share):

@@ -1,8 +1,9 @@
 """Oracle traces (CoTA) of synthetic scenes: the chain that a scene plans, its calls really run, some with a mistake
 first.
 
-Styles: `tools` is the chain itself; `direct` answers at once, for the condition without tools; `trap` begins with a
-sensible step that leads nowhere, `self_correct` with a call that is refused. The wrong step is marked `imitate: false`.
+Styles: `tools` is the chain itself; `direct` answers at once, for the condition without tools; in `trap` a step of it comes
+after a sensible one that leads nowhere, in `self_correct` after a call that is refused. The wrong step is marked
+`imitate: false`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from pixelis_jax.data.scenes import Conclusion, Place, Plan, Scene, chain
+from pixelis_jax.data.scenes import FAMILIES, Conclusion, Place, Plan, Scene, chain
 from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.trajectory import Example, Final, Source, Step, ToolInfo, Trajectory, format_call
 from pixelis_jax.verifiers import verify
@@ -33,6 +34,9 @@ MEDIA_FOLDER = "media"
 
 BOX_STEP = 20
 """Boxes are rounded to multiples of this, which the tiny policy has one token each for."""
+
+_SWAPPED = 0.75
+"""Share of the traps with the wrong one of two tools, where there are two: far off, text and marks look much alike."""
 
 _PAD = 0.06
 _JITTER = 0.06
@@ -118,12 +122,11 @@ def oracle_trajectory(
         steps, conclusion = [], Conclusion(thought="", answer=scene.answer)
     else:
         runner = _Runner(environment, pool)
-        before = None
-        if style == "trap" and rng is not None:
-            before = _trap(rng, scene, place)
-        elif style == "self_correct" and rng is not None:
-            before = _bad_call(rng)
-        conclusion = runner.follow(scene, place, before)
+        mistake, at = None, 0
+        if rng is not None and style in ("trap", "self_correct"):
+            mistake = _trap(rng, scene, place) if style == "trap" else _bad_call(rng)
+            at = int(rng.integers(FAMILIES[scene.family].calls))
+        conclusion = runner.follow(scene, place, mistake, at)
         steps = runner.steps
     answer = conclusion.answer
     final = None if answer is None else Final(raw=f"{conclusion.thought}<answer>{answer}</answer>", thought=conclusion.thought)
@@ -142,9 +145,9 @@ def oracle_trajectory(
     )
 
 
-Mistake = Callable[[Plan], tuple[ToolCall, str]]
-"""From the first right step: the wrong call to make before it, and what is learnt from it (put before the right
-thought)."""
+Mistake = Callable[[Plan], tuple[Plan, str] | None]
+"""From a right step: the wrong one to take before it, and what is learnt from it (put before the right thought); None where
+there is nothing to get wrong."""
 
 
 class _Runner:
@@ -155,15 +158,18 @@ class _Runner:
         self._pool = pool
         self.steps: list[Step] = []
 
-    def follow(self, scene: Scene, place: Place, mistake: Mistake | None) -> Conclusion:
-        """Runs a chain to its end, after a mistake if there is one."""
+    def follow(self, scene: Scene, place: Place, mistake: Mistake | None, at: int) -> Conclusion:
+        """Runs a chain to its end, with a mistake before its step number `at` if there is one."""
         plans = chain(scene, place)
         plan = next(plans)
-        if mistake is not None:
-            wrong, lesson = mistake(plan)
-            self._run(Plan(thought=plan.thought, call=wrong), imitate=False)
-            plan = dataclasses.replace(plan, thought=f"{lesson} {plan.thought}")
+        right = 0
         while True:
+            made = mistake(plan) if mistake is not None and right == at else None
+            if made is not None:
+                wrong, lesson = made
+                self._run(wrong, imitate=False)
+                plan = dataclasses.replace(plan, thought=f"{lesson} {plan.thought}")
+            right += 1
             step = self._run(plan, imitate=True)
             try:
                 plan = plans.send(step.observation)
@@ -187,36 +193,46 @@ class _Runner:
 
 
 def _trap(rng: np.random.Generator, scene: Scene, place: Place) -> Mistake:
-    """A valid call that cannot help: another object's box, a tool that sees nothing there, or another event."""
+    """A valid call that cannot help: another object's box, a tool that sees nothing there, or another event.
 
-    def mistake(plan: Plan) -> tuple[ToolCall, str]:
+    Whoever takes the wrong tool has taken text for a mark or a mark for text, and says so: were the thought before the wrong call
+    the right one already, it could be copied.
+    """
+    text, mark = "has text", "has a mark"
+    swapped = {"ocr": ("zoom", (text, mark), "There is text."), "zoom": ("ocr", (mark, text), "There is no text.")}
+
+    def mistake(plan: Plan) -> tuple[Plan, str] | None:
         arguments = dict(plan.call.arguments)
+        if plan.call.name == "segment" or not {"bbox_2d", "event"} & set(arguments):
+            return None
         if "bbox_2d" not in arguments:
             arguments["event"] = "motion" if arguments["event"] == "scene_change" else "scene_change"
-            return ToolCall(name=plan.call.name, arguments=arguments), "Another event."
-        swapped = {"ocr": ("zoom", "That is text."), "zoom": ("ocr", "That is no text.")}
-        if plan.call.name in swapped and rng.random() < 0.5:
-            name, lesson = swapped[plan.call.name]
-            return ToolCall(name=name, arguments=arguments), lesson
+            return _with_call(plan, plan.call.name, arguments), "The other event."
         boxes = [other.box_px() for other in scene.objects if other is not scene.asked and other.kind == scene.asked.kind]
         seen = [box for box in boxes if box is not None]
+        if plan.call.name in swapped and (not seen or rng.random() < _SWAPPED):
+            name, (seen_now, taken_for), lesson = swapped[plan.call.name]
+            wrong = _with_call(plan, name, arguments)
+            return dataclasses.replace(wrong, thought=plan.thought.replace(seen_now, taken_for)), lesson
+        if not seen:
+            return None
         arguments["bbox_2d"] = list(place(seen[int(rng.integers(len(seen)))], scene.width, scene.height))
-        return ToolCall(name=plan.call.name, arguments=arguments), "Wrong one."
+        return _with_call(plan, plan.call.name, arguments), "The other one."
 
     return mistake
 
 
 def _bad_call(rng: np.random.Generator) -> Mistake:
-    """A call that its tool refuses: a missing medium, a box inside out, an unknown argument or event, a time behind the
-    end."""
+    """A call that its tool refuses: a missing medium or region, a box inside out, an unknown argument or event, a time behind
+    the end."""
 
-    def mistake(plan: Plan) -> tuple[ToolCall, str]:
+    def mistake(plan: Plan) -> tuple[Plan, str]:
         arguments = dict(plan.call.arguments)
-        faults = ["media", "unknown"]
+        faults = ["media" if "media" in arguments else "region", "unknown"]
         faults += ["box"] * ("bbox_2d" in arguments) + ["time"] * ("time_s" in arguments) + ["event"] * ("event" in arguments)
         fault = faults[int(rng.integers(len(faults)))]
-        if fault == "media":
-            arguments["media"] = int(rng.integers(2, 5))
+        if fault in ("media", "region"):
+            arguments[fault] = int(rng.integers(10, 20))
         elif fault == "unknown":
             arguments["other"] = 1
         elif fault == "box":
@@ -226,9 +242,13 @@ def _bad_call(rng: np.random.Generator) -> Mistake:
             arguments["time_s"] = int(rng.integers(20, 60))
         else:
             arguments["event"] = "read"
-        return ToolCall(name=plan.call.name, arguments=arguments), "Fix the call."
+        return _with_call(plan, plan.call.name, arguments), "There is an error."
 
     return mistake
+
+
+def _with_call(plan: Plan, name: str, arguments: Mapping[str, Any]) -> Plan:
+    return dataclasses.replace(plan, call=ToolCall(name=name, arguments=arguments))
 
 
 def _source(scene: Scene) -> Source:

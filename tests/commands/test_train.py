@@ -104,6 +104,8 @@ def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
         ("read: cannot make -1 scenes", ["--config.scenes.counts.read=-1"]),
         ("scenes.styles must be shares", ["--config.scenes.styles.direct=-1.0"]),
         ("answer_only.read is a share, got 2.0", ["--config=lazy.py"]),
+        ("scenes.reframed is a share, got 1.5", ["--config.scenes.reframed=1.5"]),
+        ("no split 'shaft' (known: train, val, test, shift)", ["--config.scenes.split=shaft"]),
         ("scenes.kinds must be among", ["--config=kinds.py"]),
         ("is a file", ["--workdir=sft.py"]),
         ("not a work directory", ["--workdir=."]),

@@ -11,7 +11,7 @@ from pixelis_jax.data import tiny_tokenizer
 from pixelis_jax.data.captions import COPIES, CROPS, DESCRIBE, INKS, MIRRORS, look_samples, round_box
 from pixelis_jax.data.examples import CONTENT_WEIGHT, encode_turn
 from pixelis_jax.data.look import encoder_of, look_examples
-from pixelis_jax.data.scenes import Scene, generate, relative
+from pixelis_jax.data.scenes import Scene, close_up, cut, generate, reframe, relative, squeezed
 from pixelis_jax.data.scenes.draw import SHAPES
 from pixelis_jax.data.scenes.randomness import split_of
 from pixelis_jax.encoding import TextTokenizer
@@ -102,6 +102,42 @@ def test_the_boxes_of_a_sample_are_those_that_its_turn_rounds(family: str) -> No
         assert written == [round_box(box, STEP) for box in sample.boxes]
 
 
+def test_half_of_the_copied_answers_are_asked_by_number() -> None:
+    copies = [sample for sample in samples(generate("read", "train", 2)) if sample.kind == "copy"]
+    numbered = [sample for sample in copies if "span" in sample.question]
+    assert len(copies) == COPIES == 2 * len(numbered)
+    for sample in numbered:
+        ordinal, number, answer = re.fullmatch(r"The (\w+) is span (\d)\.<answer>(.+)</answer>", sample.turn).groups()
+        assert f" {ordinal} " in sample.question and cut.ORDINALS[int(number) - 1] == ordinal
+        assert re.search(rf"span {number}: {re.escape(answer)}-", sample.question)
+
+
+def test_a_squeezed_scene_keeps_its_relative_boxes() -> None:
+    scene = generate("flash_shape", "train", 3)
+    thin = squeezed(scene, 0.7, 1.0)
+    assert thin.pixels.shape == (60, 384, 268, 3) and thin.answer == scene.answer
+    for before, after in zip(scene.objects, thin.objects, strict=True):
+        np.testing.assert_allclose(after.boxes, before.boxes * [268 / 384, 1, 268 / 384, 1], rtol=1e-6)
+        assert after.written is None or abs(after.written[2] - before.written[2] * 268 / 384) <= 0.5
+    rng = np.random.default_rng(0)
+    assert reframe(scene, 0.0, rng) is scene
+    assert reframe(generate("angle", "train", 0), 1.0, rng).pixels.shape == (512, 512, 3)
+    sizes = {reframe(scene, 1.0, rng).pixels.shape[1:3] for _ in range(8)}
+    assert all(384 in size and min(size) % 2 == 0 and 230 <= min(size) <= 365 for size in sizes) and len(sizes) > 4
+
+
+def test_a_close_up_shows_what_is_asked_and_forgets_what_it_cuts_off() -> None:
+    scene = generate("shape", "train", 1)
+    x1, y1, x2, y2 = scene.asked.boxes[0].astype(int)
+    near = close_up(scene, np.array([0.1, 0.2, 0.0, 0.5]))
+    left, top = round(x1 - 0.1 * (x2 - x1)), max(0, round(y1 - 0.2 * (y2 - y1)))
+    assert near.asked.box_px() == (x1 - left, y1 - top, x2 - left, y2 - top) and near.width == x2 - left
+    np.testing.assert_array_equal(near.pixels[0, 0], scene.pixels[top, left])
+    others = [thing.box_px() for thing in near.objects if thing is not near.asked]
+    assert others.count(None) == len(others) and near.asked.shape == scene.asked.shape
+    assert {reframe(scene, 1.0, np.random.default_rng(seed)).width < 400 for seed in range(6)} == {True, False}
+
+
 def test_the_box_head_is_asked_at_names_and_brackets() -> None:
     text = TextTokenizer(tiny_tokenizer.build(tiny_tokenizer.corpus(["red card; green card at the top [20, 40, 60, 80] text"])))
     encoder = encoder_of(text)
@@ -138,7 +174,7 @@ def test_only_the_asked_kinds_are_encoded() -> None:
 def test_a_copy_sample_says_its_answer_among_others() -> None:
     copies = [sample for sample in samples(generate("read", "val", 4)) if sample.kind == "copy"]
     assert len(copies) == COPIES
-    for sample in copies:
+    for sample in (sample for sample in copies if "span" not in sample.question):
         said, asked = re.fullmatch(r"(.+)\. What is (\w+)\?", sample.question).groups()
         values = dict(part.split(" ", 1) for part in said.split("; "))
         assert sample.turn == f"<answer>{values[asked].strip(chr(34))}</answer>" and len(values) >= 2

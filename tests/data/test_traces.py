@@ -8,7 +8,7 @@ import pytest
 from pixelis_jax.data import tiny_tokenizer, traces
 from pixelis_jax.data.build import build, load_examples, load_traces
 from pixelis_jax.data.look import encoder_of
-from pixelis_jax.data.scenes import generate
+from pixelis_jax.data.scenes import FAMILIES, generate
 from pixelis_jax.data.supervised import supervised_examples
 from pixelis_jax.encoding import TextTokenizer
 from pixelis_jax.trajectory import parse_turn
@@ -27,6 +27,7 @@ CHAINS = {
     "flash_read": ["localize", "ocr"],
     "flash_shape": ["localize", "zoom"],
     "follow_read": ["track", "ocr"],
+    "page": ["ocr"],
 }
 
 
@@ -83,13 +84,32 @@ def test_a_trap_is_seen_and_left(pool, tmp_path, family):
         assert trajectory.scores["task"] == 1.0
 
 
-@pytest.mark.parametrize("family", ["read", "angle", "cut"])
+@pytest.mark.parametrize("family", ["read", "angle", "cut", "follow_read"])
 def test_a_refused_call_is_corrected(pool, tmp_path, family):
     for index in (1, 2, 3):
         _, trajectory = trace(pool, tmp_path, family, style="self_correct", index=index)
-        assert not trajectory.steps[0].observation.ok and not trajectory.steps[0].imitate
-        assert all(step.observation.ok and step.imitate for step in trajectory.steps[1:])
+        (wrong,) = (number for number, step in enumerate(trajectory.steps) if not step.imitate)
+        assert [step.observation.ok for step in trajectory.steps] == [step.imitate for step in trajectory.steps]
+        assert trajectory.steps[wrong + 1].call.name == trajectory.steps[wrong].call.name
         assert trajectory.scores["task"] == 1.0
+
+
+def test_mistakes_come_at_every_step_of_a_chain(pool, tmp_path):
+    swapped, places = 0, set()
+    for index in range(6):
+        _, trajectory = trace(pool, tmp_path, "flash_shape", style="trap", index=index)
+        (wrong,) = (number for number, step in enumerate(trajectory.steps) if not step.imitate)
+        places.add(wrong)
+        if wrong == 1 and trajectory.steps[1].call.name == "ocr":
+            swapped += 1
+            assert "has text" in trajectory.steps[1].thought and "has a mark" in trajectory.steps[2].thought
+        assert [step.call.name for step in trajectory.steps if step.imitate] == CHAINS["flash_shape"]
+        assert trajectory.scores["task"] == 1.0
+    assert places == {0, 1} and swapped
+
+
+def test_families_say_how_long_their_chains_are():
+    assert {name: family.calls for name, family in FAMILIES.items()} == {name: len(calls) for name, calls in CHAINS.items()}
 
 
 def test_mistakes_need_a_generator(pool, tmp_path):
@@ -122,13 +142,25 @@ def test_build_resumes_without_doing_anything_twice(tmp_path):
         assert (folder / trajectory.media[0].uri).exists() and trajectory.example in {example.id for example in examples}
 
 
+def test_reframed_scenes_are_built_and_their_chains_still_lead_to_the_answer(tmp_path):
+    (shard,) = build(tmp_path, "train", {"shape": 4}, workers=0, styles={"tools": 1.0}, reframed=1.0)
+    sides = [(trajectory.media[0].width, trajectory.media[0].height) for _, trajectory in load_traces(tmp_path, "train")]
+    assert shard.reframed == 1.0 and len(sides) == 4
+    assert all(min(pair) < 512 for pair in sides) and {max(pair) == 512 for pair in sides} == {True, False}
+
+
 def test_other_splits_have_no_traces(tmp_path):
     list(build(tmp_path, "val", {"shape": 2}, workers=0))
     assert not list(load_traces(tmp_path, "val")) and len(list(load_examples(tmp_path, "val"))) == 2
 
 
 def test_build_refuses_the_impossible_before_it_starts(tmp_path):
-    for counts, options in (({"cats": 1}, {}), ({"shape": -1}, {}), ({"shape": 1}, {"styles": {"guess": 1.0}})):
+    for counts, options in (
+        ({"cats": 1}, {}),
+        ({"shape": -1}, {}),
+        ({"shape": 1}, {"styles": {"guess": 1.0}}),
+        ({"shape": 1}, {"reframed": 2.0}),
+    ):
         with pytest.raises((KeyError, ValueError)):
             list(build(tmp_path, "train", counts, workers=0, **options))
     assert not list(tmp_path.iterdir())

@@ -95,7 +95,7 @@ def test_a_crop_of_an_overlay_is_cut_from_the_original(episode: Episode) -> None
 
 def test_spans_are_rounded_and_worded(episode: Episode) -> None:
     seen = episode("lab_film", media=2, start_s=0.25)
-    assert seen.text == "span 0.3-1.9 s" and seen.spans == (Span(start_s=0.3, end_s=1.9, score=1.0),)
+    assert seen.text == "span 1: 0.3-1.9 s" and seen.spans == (Span(start_s=0.3, end_s=1.9, score=1.0),)
 
 
 def test_errors_become_observations(episode: Episode) -> None:

@@ -14,7 +14,10 @@ from pixelis_jax.data.scenes.scene import SPLITS as SPLITS
 from pixelis_jax.data.scenes.scene import Scene as Scene
 from pixelis_jax.data.scenes.scene import SceneObject as SceneObject
 from pixelis_jax.data.scenes.scene import Split as Split
+from pixelis_jax.data.scenes.scene import close_up as close_up
+from pixelis_jax.data.scenes.scene import reframe as reframe
 from pixelis_jax.data.scenes.scene import relative as relative
+from pixelis_jax.data.scenes.scene import squeezed as squeezed
 
 # Importing a family registers it; this is the order of tables.
 from pixelis_jax.data.scenes import (  # isort: skip
@@ -27,4 +30,5 @@ from pixelis_jax.data.scenes import (  # isort: skip
     flash_read as _flash_read,  # noqa: F401
     flash_shape as _flash_shape,  # noqa: F401
     follow_read as _follow_read,  # noqa: F401
+    page as _page,  # noqa: F401
 )

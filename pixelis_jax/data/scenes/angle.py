@@ -73,14 +73,14 @@ def chain(scene: Scene, place: Place) -> Chain:
     if not seen.media or bar is None:
         return Conclusion(thought="Nothing there.", answer=None)
     inner = place(*inside_crop(bar, box, scene))
-    seen = yield Plan(thought="Cut out the bar.", call=call("segment", media=seen.media[0], bbox_2d=inner))
+    seen = yield Plan(thought="Find the bar.", call=call("segment", media=seen.media[0], bbox_2d=inner))
     if not seen.regions:
         return Conclusion(thought="Nothing there.", answer=None)
     seen = yield Plan(thought="Measure it.", call=call("properties", region=seen.regions[0].id))
     degrees = seen.data.get("orientation_deg")
-    return Conclusion(thought="That is its angle.", answer=None if degrees is None else f"{float(degrees):.0f}")
+    return Conclusion(thought="Say the angle.", answer=None if degrees is None else f"{float(degrees):.0f}")
 
 
 FAMILIES.register("angle")(
-    Family(kind="image", verifier="number", wordings=WORDINGS, held_out=HELD_OUT, draw=draw_scene, chain=chain)
+    Family(kind="image", verifier="number", wordings=WORDINGS, held_out=HELD_OUT, draw=draw_scene, chain=chain, calls=3)
 )

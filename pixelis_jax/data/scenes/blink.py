@@ -63,9 +63,9 @@ def chain(scene: Scene, place: Place) -> Chain:
     """Look for the moment at which something appears in the lamp's box."""
     box = place(box_of(scene), scene.width, scene.height)
     seen = yield Plan(
-        thought=f"Watch the {scene.asked.colour} lamp.", call=call("localize", media=1, bbox_2d=box, event="appearance")
+        thought=f"Look at the {scene.asked.colour} lamp.", call=call("localize", media=1, bbox_2d=box, event="appearance")
     )
-    return Conclusion(thought="It lights up then.", answer=f"{seen.spans[0].start_s:g}" if seen.spans else None)
+    return Conclusion(thought="Say when.", answer=f"{seen.spans[0].start_s:g}" if seen.spans else None)
 
 
 FAMILIES.register("blink")(

@@ -87,10 +87,10 @@ def _cuts(rng: np.random.Generator) -> list[int]:
 def chain(scene: Scene, place: Place) -> Chain:
     """List the cuts and take the one asked for."""
     del place  # Nothing to point at.
-    seen = yield Plan(thought="Find all cuts.", call=call("localize", media=1, event="scene_change"))
+    seen = yield Plan(thought="Find the cuts.", call=call("localize", media=1, event="scene_change"))
     number = scene.target - 1
     answer = f"{seen.spans[number].start_s:g}" if len(seen.spans) > number else None
-    return Conclusion(thought=f"Take the {ORDINALS[number]}.", answer=answer)
+    return Conclusion(thought=f"The {ORDINALS[number]} is span {number + 1}.", answer=answer)
 
 
 FAMILIES.register("cut")(

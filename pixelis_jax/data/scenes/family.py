@@ -69,6 +69,7 @@ class Family:
       held_out: Wordings that train never sees; the other splits draw from both.
       draw: Draws a scene.
       chain: The calls that lead to the answer; gets each observation and ends with a `Conclusion`.
+      calls: How many calls the chain makes when all goes well: traces with a mistake choose its place among them.
     """
 
     kind: Literal["image", "video"]
@@ -77,6 +78,7 @@ class Family:
     held_out: Sequence[str]
     draw: Callable[[np.random.Generator, Split], Draft]
     chain: Callable[[Scene, Place], Chain]
+    calls: int = 1
 
 
 FAMILIES: Registry[Family] = Registry("scene family")

@@ -16,10 +16,8 @@ def chain(scene: Scene, place: Place) -> Chain:
     if not seen.media:
         return Conclusion(thought="Nothing there.", answer=None)
     box = place(box_of(scene, flash_frame(scene)), scene.width, scene.height)
-    seen = yield Plan(
-        thought=f"The {scene.asked.colour} card has text. Read it.", call=call("ocr", media=seen.media[0], bbox_2d=box)
-    )
-    return Conclusion(thought="It says this.", answer=seen.regions[0].text if seen.regions else None)
+    seen = yield Plan(thought=f"The {scene.asked.colour} card has text.", call=call("ocr", media=seen.media[0], bbox_2d=box))
+    return Conclusion(thought="Say it.", answer=seen.regions[0].text if seen.regions else None)
 
 
 FAMILIES.register("flash_read")(
@@ -30,5 +28,6 @@ FAMILIES.register("flash_read")(
         held_out=flash.HELD_OUT,
         draw=functools.partial(flash.draw_scene, asked="text"),
         chain=chain,
+        calls=2,
     )
 )

@@ -17,10 +17,10 @@ def chain(scene: Scene, place: Place) -> Chain:
         return Conclusion(thought="Nothing there.", answer=None)
     box = place(box_of(scene, flash_frame(scene)), scene.width, scene.height)
     yield Plan(
-        thought=f"The {scene.asked.colour} card has a mark. Look closer.",
+        thought=f"The {scene.asked.colour} card has a mark.",
         call=call("zoom", media=seen.media[0], bbox_2d=box),
     )
-    return Conclusion(thought="I see it.", answer=mark_seen(scene, box, flash_frame(scene)))
+    return Conclusion(thought="Say the shape.", answer=mark_seen(scene, box, flash_frame(scene)))
 
 
 FAMILIES.register("flash_shape")(
@@ -31,5 +31,6 @@ FAMILIES.register("flash_shape")(
         held_out=flash.HELD_OUT,
         draw=functools.partial(flash.draw_scene, asked="shape"),
         chain=chain,
+        calls=2,
     )
 )

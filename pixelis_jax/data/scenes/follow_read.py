@@ -63,10 +63,10 @@ def chain(scene: Scene, place: Place) -> Chain:
     seen = yield Plan(thought="Follow that card.", call=call("track", media=1, bbox_2d=box, time_s=0))
     if not seen.regions:
         return Conclusion(thought="I lost it.", answer=None)
-    seen = yield Plan(thought="Read it at the end.", call=call("ocr", region=seen.regions[-1].id))
-    return Conclusion(thought="It says this.", answer=seen.regions[0].text if seen.regions else None)
+    seen = yield Plan(thought="Look at the end.", call=call("ocr", region=seen.regions[-1].id))
+    return Conclusion(thought="Say it.", answer=seen.regions[0].text if seen.regions else None)
 
 
 FAMILIES.register("follow_read")(
-    Family(kind="video", verifier="exact", wordings=WORDINGS, held_out=HELD_OUT, draw=draw_scene, chain=chain)
+    Family(kind="video", verifier="exact", wordings=WORDINGS, held_out=HELD_OUT, draw=draw_scene, chain=chain, calls=2)
 )

@@ -20,8 +20,8 @@ def draw(rng: np.random.Generator, split: Split) -> Draft:
 def chain(scene: Scene, place: Place) -> Chain:
     """Read the card."""
     box = place(box_of(scene), scene.width, scene.height)
-    seen = yield Plan(thought=f"The {scene.asked.colour} card has text. Read it.", call=call("ocr", media=1, bbox_2d=box))
-    return Conclusion(thought="It says this.", answer=seen.regions[0].text if seen.regions else None)
+    seen = yield Plan(thought=f"The {scene.asked.colour} card has text.", call=call("ocr", media=1, bbox_2d=box))
+    return Conclusion(thought="Say it.", answer=seen.regions[0].text if seen.regions else None)
 
 
 FAMILIES.register("read")(

@@ -30,7 +30,7 @@ class SceneObject:
 
     Attributes:
       name: How a question or a caption names it, e.g. `red card`.
-      kind: `card`, `bar`, `ball`, `lamp` or `shot`.
+      kind: `card`, `bar`, `ball`, `lamp`, `line` or `shot`.
       boxes: float32 `[T, 4]` in pixels, ends exclusive; T is the number of frames (1 for an image). NaN where it is not
         visible.
       colour: Name of its colour, or None where all of its kind look alike.
@@ -147,6 +147,76 @@ def encode_video(frames: np.ndarray, quality: int) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode(None))
     return target.getvalue()
+
+
+SQUEEZE = (0.6, 0.95)
+"""Least and greatest factor of the side that `reframe` makes shorter."""
+
+CLOSE = (0.05, 1.0)
+"""Least and greatest margin around the asked thing in a close-up, as shares of its sides."""
+
+
+def reframe(scene: Scene, share: float, rng: np.random.Generator) -> Scene:
+    """A scene in another frame: no square (users' media are none either), or a close-up of what is asked.
+
+    Scenes with angles stay as they are; close-ups are made of cards in images only.
+
+    Args:
+      scene: As drawn.
+      share: Of the cases in which it is changed, 0..1.
+      rng: Decides.
+    """
+    if rng.random() >= share or any(thing.angle is not None for thing in scene.objects):
+        return scene
+    if scene.kind == "image" and scene.asked.kind == "card" and rng.random() < 0.5:
+        return close_up(scene, rng.uniform(*CLOSE, 4))
+    factors = [rng.uniform(*SQUEEZE), 1.0]
+    rng.shuffle(factors)
+    return squeezed(scene, *factors)
+
+
+def close_up(scene: Scene, margins: np.ndarray) -> Scene:
+    """An image cut around what is asked; things that are not wholly in it are no longer listed as visible.
+
+    Args:
+      scene: An image's.
+      margins: Left, top, right, bottom, not negative, as shares of the asked thing's sides.
+    """
+    x1, y1, x2, y2 = scene.asked.boxes[0]
+    spans = np.array([x2 - x1, y2 - y1] * 2)
+    window = np.rint(np.array([x1, y1, x2, y2]) + margins * spans * (-1, -1, 1, 1)).astype(int)
+    left, top, right, bottom = np.clip(window, 0, [scene.width, scene.height] * 2).tolist()
+    corners = np.array([left, top] * 2)
+    limits = np.array([right - left, bottom - top] * 2)
+    objects: list[SceneObject] = []
+    for thing in scene.objects:
+        moved = (thing.boxes - corners).astype(np.float32)
+        whole = (moved >= 0).all() and (moved <= limits).all()
+        objects.append(dataclasses.replace(thing, boxes=moved if whole else np.full_like(moved, np.nan)))
+    return dataclasses.replace(scene, pixels=scene.pixels[top:bottom, left:right].copy(), objects=tuple(objects))
+
+
+def squeezed(scene: Scene, across: float, down: float) -> Scene:
+    """The scene resized; sides stay even, for the video encoder.
+
+    Args:
+      scene: As drawn.
+      across: Factor of its width, above 0.
+      down: Factor of its height, above 0.
+    """
+    width, height = (2 * round(side * factor / 2) for side, factor in ((scene.width, across), (scene.height, down)))
+    frames = scene.pixels if scene.kind == "video" else scene.pixels[None]
+    frames = np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])
+    scale = np.array([width / scene.width, height / scene.height] * 2)
+    objects = tuple(
+        dataclasses.replace(
+            thing,
+            boxes=(thing.boxes * scale).astype(np.float32),
+            written=None if thing.written is None else tuple(np.rint(thing.written * scale).astype(int).tolist()),
+        )
+        for thing in scene.objects
+    )
+    return dataclasses.replace(scene, pixels=frames if scene.kind == "video" else frames[0], objects=objects)
 
 
 def relative(box: BoxF, width: int, height: int) -> Box:

@@ -20,8 +20,8 @@ def draw(rng: np.random.Generator, split: Split) -> Draft:
 def chain(scene: Scene, place: Place) -> Chain:
     """Zoom in; the answer is what the crop shows, which no observation spells out."""
     box = place(box_of(scene), scene.width, scene.height)
-    yield Plan(thought=f"The {scene.asked.colour} card has a mark. Look closer.", call=call("zoom", media=1, bbox_2d=box))
-    return Conclusion(thought="I see it.", answer=mark_seen(scene, box))
+    yield Plan(thought=f"The {scene.asked.colour} card has a mark.", call=call("zoom", media=1, bbox_2d=box))
+    return Conclusion(thought="Say the shape.", answer=mark_seen(scene, box))
 
 
 FAMILIES.register("shape")(

@@ -53,7 +53,7 @@ def chain(scene: Scene, place: Place) -> Chain:
     seen = yield Plan(thought="Follow that ball.", call=call("track", media=1, bbox_2d=box, time_s=0))
     if seen.data.get("end_s", 0.0) < (FRAMES - 2) / FPS:
         return Conclusion(thought="I lost it.", answer=None)
-    return Conclusion(thought="It ends there.", answer=str(seen.data["end"]))
+    return Conclusion(thought="Say where.", answer=str(seen.data["end"]))
 
 
 FAMILIES.register("where")(
