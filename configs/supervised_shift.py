@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
     config.scenes.split = "shift"
     config.scenes.seed = 1
     config.scenes.reframed = 0.0  # as the scenes that are asked
-    config.scenes.counts = ConfigDict(dict.fromkeys(tiny_sft.FAMILIES, 100))
-    config.total_steps = 250
+    config.scenes.counts = ConfigDict(dict.fromkeys(tiny_sft.FAMILIES, 60))
+    config.total_steps = 150
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 20
     return config

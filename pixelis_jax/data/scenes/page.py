@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -70,19 +71,22 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
 
 
 def _line(rng: np.random.Generator, string: str) -> str:
-    """A string of the split among none to two words."""
-    parts = [WORDS[int(number)] for number in rng.integers(len(WORDS), size=int(rng.integers(3)))]
+    """A string of the split among none to four words."""
+    parts = [WORDS[int(number)] for number in rng.integers(len(WORDS), size=int(rng.integers(5)))]
     parts.insert(int(rng.integers(len(parts) + 1)), string)
     return " ".join(parts)
 
 
 def _printed(rng: np.random.Generator, mask: Image.Image) -> np.ndarray:
-    """Dark ink on light paper, RGB uint8 `[SIDE, SIDE, 3]`."""
-    paper = rng.uniform(205, 252) + rng.uniform(-8, 8, 3)
+    """Dark ink on white to grey paper of some grain, as a scanner or a camera sees it, RGB uint8 `[SIDE, SIDE, 3]`."""
+    paper = rng.uniform(110, 252)
+    tint = rng.uniform(-8, 8, 3) * (rng.random() < 0.5)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-    light = 1 + x * rng.uniform(-0.06, 0.06) + y * rng.uniform(-0.06, 0.06)
+    light = 1 + x * rng.uniform(-0.12, 0.12) + y * rng.uniform(-0.12, 0.12)
+    grain = cv2.resize(rng.normal(0, rng.uniform(0, 7), (SIDE // 4, SIDE // 4)), (SIDE, SIDE))
     cover = np.asarray(mask, np.float64)[..., None] / 255 * rng.uniform(0.8, 1.0)
-    sheet = light[..., None] * paper * (1 - cover) + rng.uniform(10, 70, 3) * cover
+    ink = rng.uniform(5, paper - 95) if paper < 165 else rng.uniform(5, 70)
+    sheet = light[..., None] * (paper + tint) * (1 - cover) + ink * cover + grain[..., None]
     return np.clip(sheet, 0, 255).astype(np.uint8)
 
 
