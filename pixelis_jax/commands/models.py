@@ -11,7 +11,7 @@ from pixelis_jax.commands.errors import UserError
 
 if TYPE_CHECKING:
     from pixelis_jax.encoding import Encoder
-    from pixelis_jax.policy import Qwen3VL
+    from pixelis_jax.policy import Execution, Lora, Precision, Qwen3VL
     from pixelis_jax.trajectory import PolicyInfo
 
 SHIPPED = Path(__file__).parent.parent / "weights"
@@ -60,15 +60,23 @@ def locate(name: str) -> Path:
     return path
 
 
-def load(name: str) -> Loaded:
+def load(
+    name: str, *, execution: Execution | None = None, precision: Precision | None = None, lora: Lora | None = None
+) -> Loaded:
     """Loads a model, its tokenizer and its prompt settings.
+
+    Args:
+      name: As `locate`.
+      execution: How the model is computed; layer by layer by default.
+      precision: Number formats; float32 by default.
+      lora: Adapters; none by default.
 
     Raises:
       UserError: There is no such model, or a file beside its weights is missing or lacks something.
       pixelis_jax.policy.weights.WeightsError: The weights do not fit config.json.
     """
     from pixelis_jax.encoding import Encoder
-    from pixelis_jax.policy import weights
+    from pixelis_jax.policy import Precision, weights
     from pixelis_jax.rollout.agent import special_ids
     from pixelis_jax.trajectory import PolicyInfo
 
@@ -78,7 +86,8 @@ def load(name: str) -> Loaded:
         special_ids(encoder.tokenizer)
     except ValueError as error:
         raise UserError(str(error)) from error
-    model = weights.load(directory)
+    precision = precision or Precision()
+    model = weights.load(directory, dtype=precision.params, compute_dtype=precision.compute, execution=execution, lora=lora)
     return Loaded(model=model, encoder=encoder, info=PolicyInfo(model=Path(name).resolve().name))
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixelis_jax.commands.errors import UserError
 
@@ -69,6 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     """
     from pixelis_jax.commands import models
     from pixelis_jax.data.records import RecordSource
+    from pixelis_jax.policy.adapters import merge_adapters
     from pixelis_jax.rollout.agent import banned_ids
     from pixelis_jax.training import loop, sft
     from pixelis_jax.workdir import Workdir, describe_environment
@@ -87,7 +88,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     data = Path(config.data) if config.data else build_data(config, workdir, loaded)
     model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
     if result.finished and not (workdir / models.MODEL_FOLDER).exists():
-        models.save(model, loaded.encoder, workdir / models.MODEL_FOLDER)
+        models.save(merge_adapters(model), loaded.encoder, workdir / models.MODEL_FOLDER)
     return result.finished
 
 
@@ -156,7 +157,9 @@ def _check(path: Path, config: ConfigDict) -> None:
     from pixelis_jax.data.captions import KINDS
     from pixelis_jax.data.scenes import FAMILIES, SPLITS
     from pixelis_jax.data.traces import STYLES
+    from pixelis_jax.policy import ConfigError
     from pixelis_jax.sharding import create_mesh
+    from pixelis_jax.training import sft
 
     if config.get("phase") not in PHASES:
         raise UserError(f"{path}: phase is {config.get('phase')!r}, expected one of {', '.join(PHASES)}")
@@ -182,6 +185,16 @@ def _check(path: Path, config: ConfigDict) -> None:
             _ = FAMILIES[family]
             if not 0 <= share <= 1:
                 raise UserError(f"{path}: scenes.answer_only.{family} is a share, got {share}")
+    if config.trainable not in sft.TRAINABLE:
+        raise UserError(f"{path}: trainable is {config.trainable!r}, known are {', '.join(sft.TRAINABLE)}")
+    if (config.trainable == "adapters") != bool(config.lora.rank):
+        raise UserError(
+            f"{path}: lora.rank is {config.lora.rank}, but trainable is {config.trainable!r}: adapters go with adapters"
+        )
+    try:
+        model_options(config)
+    except (ConfigError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from error
     try:
         create_mesh(**config.mesh)
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -198,8 +211,9 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
     from pixelis_jax.policy.initialization import scale_by_fan_in
     from pixelis_jax.trajectory import PolicyInfo
 
+    options = model_options(config)
     if config.init_from:
-        loaded = models.load(config.init_from)
+        loaded = models.load(config.init_from, **options)
         prompt = dataclasses.replace(loaded.encoder.prompt, blind=config.blind)
         return dataclasses.replace(loaded, encoder=dataclasses.replace(loaded.encoder, prompt=prompt))
     initial = workdir / "initial"
@@ -209,8 +223,31 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
         model = Qwen3VL(encoder.model, rngs=nnx.Rngs(config.seed))
         scale_by_fan_in(model)
         models.save(model, encoder, initial)
-    loaded = models.load(str(initial))
+    loaded = models.load(str(initial), **options)
     return models.Loaded(model=loaded.model, encoder=loaded.encoder, info=PolicyInfo(model="new"))
+
+
+def model_options(config: ConfigDict) -> dict[str, Any]:
+    """`execution`, `precision` and `lora` of a config, as the policy takes them.
+
+    Raises:
+      ConfigError: A value that the policy does not know.
+    """
+    from pixelis_jax.policy import Execution, Lora, Precision
+
+    lora = Lora(**config.lora) if config.lora.rank else None
+    precision = Precision(**{name: _number_format(name, config.precision[name]) for name in ("params", "compute")})
+    return {"execution": Execution(**config.execution), "precision": precision, "lora": lora}
+
+
+def _number_format(field: str, name: str) -> Any:
+    from pixelis_jax.policy import ConfigError
+
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"precision.{field} is {name!r}, known are float32, bfloat16")
+    import jax.numpy as jnp
+
+    return getattr(jnp, name)
 
 
 def _use_compilation_cache(workdir: Path) -> None:
