@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         default="tiny_sft",
-        help="a shipped name, a work directory or a directory in the published layout (default: tiny_sft)",
+        help="a shipped name, a work directory, a checkpoint or a directory in the published layout (default: tiny_sft)",
     )
     parser.add_argument("--trace", metavar="FILE", type=Path, help="write the trajectory there (.jsonl)")
     parser.add_argument("--json", action="store_true", help="print the trajectory as JSON and nothing else")

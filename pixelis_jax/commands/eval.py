@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pixelis_jax.commands.configs import add_config
 
     add_config(parser)
-    parser.add_argument("--model", required=True, help="a shipped name, a work directory or a directory in the published layout")
+    parser.add_argument(
+        "--model", required=True, help="a shipped name, a work directory, a checkpoint or a directory in the published layout"
+    )
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="where results, trajectories and report go")
 
 

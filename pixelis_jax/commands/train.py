@@ -3,9 +3,9 @@
   pixelis train --config=configs/tiny_sft.py --workdir=runs/sft
   pixelis train --config=configs/tiny_sft.py --workdir=runs/sft --config.seed=1 --config.max_minutes=10
 
-The work directory holds config.json, environment.json, metrics, checkpoints, the data that was built for the run, and in the end
-`model/` in the published layout. It may be moved between two starts. Exit status: 0 finished, 1 diverged, 2 bad input, 3 stopped
-early (time limit, SIGTERM, Ctrl-C) with a checkpoint.
+The work directory holds config.json, environment.json, metrics, checkpoints, `policy/` (what they lack to be a MODEL), the data
+that was built for the run, and in the end `model/` in the published layout. It may be moved between two starts. Exit status: 0
+finished, 1 diverged, 2 bad input, 3 stopped early (time limit, SIGTERM, Ctrl-C) with a checkpoint.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
       WorkdirError: The directory is another run's, or no work directory.
       FloatingPointError: The loss is no longer finite.
     """
+    import jax
+
     from pixelis_jax.commands import models
     from pixelis_jax.data.records import RecordSource
     from pixelis_jax.policy.adapters import merge_adapters
@@ -75,7 +77,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     from pixelis_jax.workdir import Workdir, describe_environment
 
     if config.init_from:
-        models.locate(config.init_from)
+        models.locate(config.init_from, finished=True)
     if config.data and not Path(config.data).exists():
         raise UserError(f"config.data: no such file: {config.data}")
     if config.data:
@@ -85,6 +87,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=loop.MAY_DIFFER)
     _use_compilation_cache(workdir)
     loaded = _initial(config, workdir)
+    if jax.process_index() == 0:
+        models.save_files(loaded.encoder, workdir / models.POLICY_FOLDER)
     data = Path(config.data) if config.data else build_data(config, workdir, loaded)
     model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
     if result.finished and not (workdir / models.MODEL_FOLDER).exists():

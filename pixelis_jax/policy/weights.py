@@ -273,6 +273,29 @@ def load(
     return model
 
 
+def restack(model: Qwen3VL, execution: Execution | None = None, lora: Lora | None = None) -> Qwen3VL:
+    """Returns the same weights for another `execution`, and with fresh adapters where `lora` asks for them.
+
+    Args:
+      model: without adapters; its arrays are shared where nothing has to be stacked.
+      execution: of the new model; layer by layer by default.
+      lora: adapters of the new model.
+    """
+    target = abstract_model(model.config, model.precision, execution, lora)
+    found, wanted = _parameters(model), _parameters(target)
+    old, new = weight_table(model.config, model.execution), weight_table(model.config, execution)
+    rows: dict[Path, dict[int | None, jax.Array]] = {}
+    for name, entry in new.items():
+        source = old[name]
+        value = found[source.path][...]
+        rows.setdefault(entry.path, {})[entry.row] = value if source.row is None else value[source.row]
+    for path, parts in rows.items():
+        wanted[path].set_value(parts[None] if None in parts else jnp.stack([parts[row] for row in range(len(parts))]))
+    if lora is not None:
+        init_adapters(target, jax.random.key(0))
+    return target
+
+
 def _to_device(value: np.ndarray, placement: NamedSharding | None) -> jax.Array:
     if placement is None:
         return jax.device_put(value)

@@ -94,15 +94,16 @@ class Workdir:
         """Opens this process's metrics for writing."""
         return MetricsWriter(self.path, process=jax.process_index())
 
-    def open_checkpoints(self, keep: int | None = None) -> Checkpoints:
+    def open_checkpoints(self, keep: int | None = None, *, read_only: bool = False) -> Checkpoints:
         """Opens the checkpoints.
 
         Args:
           keep: number of the latest to keep when saving; None keeps all.
+          read_only: touches nothing: for a run that may be going on elsewhere.
         """
         path = self.path / "checkpoints"
         # Orbax wants absolute paths.
-        return Checkpoints(path if "://" in path.as_posix() else path.resolve(), keep=keep)
+        return Checkpoints(path if "://" in path.as_posix() else path.resolve(), keep=keep, read_only=read_only)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

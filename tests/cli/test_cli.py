@@ -71,7 +71,7 @@ def test_every_command_explains_itself(run, command):
         (["replay", TRACE, "--media_root=/"], "scene.png"),
         (["replay", TRACE, "--tolerance=loose"], "invalid choice"),
         (["report", "/no/such/place"], "no such file"),
-        (["convert", "/no/such/place", "x", "--to=hf"], "not a directory"),
+        (["convert", "/no/such/place", "x", "--to=hf"], "no model '/no/such/place'"),
         (["convert", str(GOLDEN), "x", "--to=orbax"], "config.json"),
         (["bench", "nothing"], "invalid choice"),
         (["bench", "tools", "--scenes=0"], "--scenes"),

@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from pixelis_jax.commands import models
 from pixelis_jax.workdir import Workdir
@@ -58,14 +61,30 @@ def steps(workdir):
     return [row["step"] for row in Workdir(workdir).metrics()]
 
 
-def test_sft_stops_moves_goes_on_and_ends_in_a_model(run, sft, encoder, tmp_path):
+def parameters(name):
+    return jax.tree.leaves(nnx.state(models.load(name).model))
+
+
+def same(left, right):
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_sft_stops_moves_goes_on_and_ends_in_a_model(run, refused, sft, base, encoder, capsys, tmp_path):
     status, out, _ = run("train", sft, "--workdir=a", "--config.max_minutes=0")
     assert status == 3 and "stopped at step 1" in out and steps("a") == [1]
-    with pytest.raises(Exception, match="has not finished"):
-        models.load("a")
+    loaded = models.load("a")
+    assert capsys.readouterr().err == "pixelis: a has not finished: its latest checkpoint is of step 1 of 3, which is used here\n"
+    assert (loaded.info.model, loaded.info.step) == ("a", 1) and loaded.encoder.files() == encoder.files()
+    first = parameters("a/checkpoints/1")
+    assert capsys.readouterr().err == "" and same(first, jax.tree.leaves(nnx.state(loaded.model)))
+    words = "a has not finished: its latest checkpoint is of step 1 of 3, later it will be another; let it finish, or give a/che"
+    refused(words, "train", sft, "--workdir=new", "--config.init_from=a")
     os.rename("a", "b")  # nothing in a run depends on where it lies
     status, out, err = run("train", sft, "--workdir=b")
     assert status == 0 and "going on from step 1" in out and steps("b") == [1, 2, 3]
+    # Its warm-up begins at a rate of 0, so the first step changes nothing; the last one is the finished model.
+    assert same(first, parameters(str(base))) and same(first, parameters("b/checkpoints/1"))
+    assert same(parameters("b/checkpoints/3"), parameters("b")) and not same(first, parameters("b"))
     loaded = models.load("b")
     assert loaded.info.model == "b" and loaded.encoder.files() == encoder.files()
     written = (tmp_path / "b" / "model" / "config.json").stat().st_mtime_ns
