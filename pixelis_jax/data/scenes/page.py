@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixelis_jax.data.scenes import fonts, randomness
+from pixelis_jax.data.scenes import backgrounds, fonts, randomness
 from pixelis_jax.data.scenes.cards import SIDE
 from pixelis_jax.data.scenes.cut import ORDINALS
 from pixelis_jax.data.scenes.family import FAMILIES, Chain, Conclusion, Draft, Family, Place, Plan
@@ -21,7 +21,9 @@ WORDS = (
     "without", "world", "write", "year", "young",
 )
 # fmt: on
-"""What lines are made of, beside one string of the split."""
+"""What lines are made of, beside one string of the split and words of random letters."""
+
+_LETTERS = tuple("aabcdeeefghiijklmnooprrssttuuvwy")
 
 WORDINGS = (
     "What does the {ordinal} line say?",
@@ -43,7 +45,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
     count = int(rng.integers(4, 8))
     lines = [_line(rng, string) for string in randomness.random_strings(rng, split, count)]
     font = str(rng.choice(fonts.names(split)))
-    capitals = int(rng.integers(15, 22))
+    capitals = int(rng.integers(12, 22))
     face = fonts.load(font, fonts.size_for_capitals(font, capitals))
     while max(face.getlength(line) for line in lines) > SIDE - 40:
         capitals -= 1
@@ -61,7 +63,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
         objects.append(SceneObject(name=f"line {number + 1}", kind="line", boxes=box, text=line))
     asked = int(rng.integers(4))
     return Draft(
-        pixels=_printed(rng, mask),
+        pixels=_printed(rng, split, mask),
         objects=tuple(objects),
         target=asked,
         answer=lines[asked],
@@ -71,21 +73,33 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
 
 
 def _line(rng: np.random.Generator, string: str) -> str:
-    """A string of the split among none to four words."""
-    parts = [WORDS[int(number)] for number in rng.integers(len(WORDS), size=int(rng.integers(5)))]
+    """A string of the split among none to six words."""
+    parts = [_word(rng) for _ in range(int(rng.integers(7)))]
     parts.insert(int(rng.integers(len(parts) + 1)), string)
-    return " ".join(parts)
+    line = " ".join(parts)
+    return line[0].upper() + line[1:] if rng.random() < 0.3 else line
 
 
-def _printed(rng: np.random.Generator, mask: Image.Image) -> np.ndarray:
+def _word(rng: np.random.Generator) -> str:
+    """A word, or letters in the place of one: what is copied should not depend on knowing it."""
+    if rng.random() < 0.4:
+        return WORDS[int(rng.integers(len(WORDS)))]
+    return "".join(_LETTERS[int(i)] for i in rng.integers(len(_LETTERS), size=int(rng.integers(2, 9))))
+
+
+def _printed(rng: np.random.Generator, split: Split, mask: Image.Image) -> np.ndarray:
     """Dark ink on white to grey paper of some grain, as a scanner or a camera sees it, RGB uint8 `[SIDE, SIDE, 3]`."""
-    paper = rng.uniform(110, 252)
+    paper = rng.uniform(90, 252)
     tint = rng.uniform(-8, 8, 3) * (rng.random() < 0.5)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     light = 1 + x * rng.uniform(-0.12, 0.12) + y * rng.uniform(-0.12, 0.12)
     grain = cv2.resize(rng.normal(0, rng.uniform(0, 7), (SIDE // 4, SIDE // 4)), (SIDE, SIDE))
     cover = np.asarray(mask, np.float64)[..., None] / 255 * rng.uniform(0.8, 1.0)
-    ink = rng.uniform(5, paper - 95) if paper < 165 else rng.uniform(5, 70)
+    ink = rng.uniform(0, max(10, paper - 95)) if paper < 165 else rng.uniform(5, 70)
+    if rng.random() < 0.3:  # a page is known by the question, not by its paper: some are written on anything
+        surface = backgrounds.background(rng, split, SIDE).astype(np.float64)
+        surface = surface.mean(axis=-1, keepdims=True) if rng.random() < 0.7 else surface
+        paper, ink = paper + (surface - surface.mean()) * rng.uniform(0.1, 0.35), ink * 0.6
     sheet = light[..., None] * (paper + tint) * (1 - cover) + ink * cover + grain[..., None]
     return np.clip(sheet, 0, 255).astype(np.uint8)
 
