@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pixelis_jax.policy import Qwen3VL
 
+WRITE_LIMIT = 1 << 28
+"""Bytes that are copied for writing at a time, if no array is larger: host memory must not hold a model twice."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares both ends."""
@@ -59,6 +62,7 @@ def _write_orbax(model: Qwen3VL, destination: Path, extra: list[Path]) -> None:
     import os
     import shutil
 
+    import jax
     from flax import nnx
 
     from pixelis_jax.workdir import Checkpoints
@@ -66,8 +70,10 @@ def _write_orbax(model: Qwen3VL, destination: Path, extra: list[Path]) -> None:
     partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        checkpoints = Checkpoints(partial.resolve() / "checkpoints")
-        checkpoints.save(0, arrays={"params": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        largest = max(array.nbytes for array in jax.tree.leaves(params))
+        checkpoints = Checkpoints(partial.resolve() / "checkpoints", write_limits={"params": max(largest, WRITE_LIMIT) + 1})
+        checkpoints.save(0, arrays={"params": params})
         checkpoints.close()
         for file in extra:
             shutil.copy(file, partial / file.name)

@@ -17,12 +17,21 @@ class Checkpoints:
     ``params``, ``heads``, ``opt_state``, ``rng``, ``data_iter``, and what later phases add.
     """
 
-    def __init__(self, path: epath.PathLike, *, keep: int | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        path: epath.PathLike,
+        *,
+        keep: int | None = None,
+        read_only: bool = False,
+        write_limits: Mapping[str, int] | None = None,
+    ):
         """Opens the checkpoints of a run and removes what an interrupted save left behind.
 
         Args:
           path: the directory of the checkpoints, absolute; made if it does not exist.
           keep: number of the latest checkpoints to keep; None keeps all.
+          write_limits: most bytes of an item that are copied for writing at a time, at least its largest array; Orbax copies up
+            to 96 GB by default.
           read_only: touches nothing. What looks like the rest of an interrupted save may be one that another process is making.
         """
         options = ocp.CheckpointManagerOptions(
@@ -33,7 +42,15 @@ class Checkpoints:
             enable_async_checkpointing=False,
         )
         self._path = epath.Path(path)
-        self._manager = ocp.CheckpointManager(self._path, options=options)
+        registry = None
+        if write_limits:
+            registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+            for item, limit in write_limits.items():
+                # In GB and declared an integer, but only ever multiplied.
+                handler = ocp.StandardCheckpointHandler(save_concurrent_gb=limit / 1e9)  # type: ignore[arg-type]
+                registry.add(item, ocp.args.StandardSave, handler)
+                registry.add(item, ocp.args.StandardRestore, handler)
+        self._manager = ocp.CheckpointManager(self._path, options=options, handler_registry=registry)
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, in order."""
