@@ -63,11 +63,14 @@ def read_image(path: str) -> np.ndarray:
     """RGB uint8 `[H, W, 3]` of an image file, read-only; the first frame of an animation, transparency over white.
 
     Raises:
-      MediaError: If it is damaged, truncated or larger than `MAX_PIXELS`.
+      MediaError: If it is no image, damaged, truncated or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
-        refuse_huge(path, *image.size)
-        pixels = _rgb(ImageOps.exif_transpose(image))
+    try:
+        with _opened(path) as image:
+            refuse_huge(path, *image.size)
+            pixels = _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{path}: not a readable image") from error
     pixels.flags.writeable = False
     return pixels
 

@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     if not root.is_dir():
         raise UserError(f"--media_root: {root} is not a directory")
     # All of the trace is read before anything runs: a damaged line is bad input, not half an audit.
-    trajectories = list(read_trajectories(args.trace))
+    trajectories = list(read_trajectories(args.trace, consistent=False))
     if not trajectories:
         raise UserError(f"{args.trace}: holds no trajectory")
+    configs = [tools_config(trajectory, imports) for trajectory in trajectories]
     pools: dict[ToolsConfig, WorkerPool] = {}
     different, versions = 0, set()
     try:
-        for trajectory in trajectories:
-            config = tools_config(trajectory, imports)
+        for trajectory, config in zip(trajectories, configs, strict=True):
             if config not in pools:
                 # Workers, even for a single trajectory: they fix the thread counts that a call's answer depends on.
                 pools[config] = WorkerPool(config, workers=min(2, os.cpu_count() or 1), memo_bytes=0)

@@ -87,8 +87,8 @@ class _View:
         scale = min(1.0, _WORK_SIDE / max(pixels.shape[:2]))
         if scale < 1:
             # No side becomes less than a pixel, however thin the picture is.
-            size = [max(1, round(scale * side)) for side in pixels.shape[1::-1]]
-            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+            fy, fx = (max(scale, 1 / side) for side in pixels.shape[:2])
+            pixels = cv2.resize(pixels, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)
         box = [round(scale * v) for v in (x1 - roi[0], y1 - roi[1], x2 - roi[0], y2 - roi[1])]
         box[2], box[3] = max(box[2], box[0] + 1), max(box[3], box[1] + 1)
         return cls(np.ascontiguousarray(pixels), roi, (box[0], box[1], box[2], box[3]))
