@@ -164,7 +164,7 @@ class ShardWriter:
 def save_record(path: epath.PathLike, record: TokenRecord) -> None:
     """Writes a token record as `.npz`."""
     _check_record(record, "record")
-    with _Atomic(path) as file:
+    with AtomicFile(path) as file:
         np.savez_compressed(file, **{name: getattr(record, name) for name in _RECORD_TYPES})
 
 
@@ -212,12 +212,12 @@ def _read_lines(path: epath.PathLike, parse: Any) -> Iterator[Any]:
 
 
 def _write_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    with _Atomic(path) as file:
+    with AtomicFile(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n")
 
 
-class _Atomic:
+class AtomicFile:
     """A binary file that appears under its name only when the block ends well."""
 
     def __init__(self, path: epath.PathLike) -> None:

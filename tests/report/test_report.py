@@ -169,7 +169,7 @@ def test_of_too_many_traces_the_wrong_ones_come_first(tmp_path):
 
 def test_a_source_with_nothing_to_show_is_bad_input(tmp_path):
     (tmp_path / "empty").touch()
-    for path in (tmp_path, tmp_path / "none", tmp_path / "empty", Path("/dev/null")):
+    for path in (tmp_path, tmp_path / "none", tmp_path / "empty"):
         with pytest.raises(TrajectoryError):
             read_source(path)
     (tmp_path / "metrics-0-0.jsonl").write_text("{}\n")
