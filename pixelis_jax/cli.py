@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tools_host.registry import did_you_mean
+
+INTERRUPTED = 130
 
 COMMANDS = {
     "demo": "train the tiny policy here, evaluate it, and write its report",
@@ -83,10 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status.
     """
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _end_at_interrupt()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone; without this, the interpreter would complain once more when it flushes at
         # exit.
@@ -146,6 +151,28 @@ def _run(argv: list[str]) -> int:
     args = parser.parse_args([argument for argument in rest if argument not in overrides])
     args.overrides = overrides
     return int(module.run(args))
+
+
+def _end_at_interrupt() -> None:
+    """Makes Ctrl-C end this process at once, wherever it is; a training loop puts its own handler before this one.
+
+    A KeyboardInterrupt is raised wherever Python happens to be: in an import, in a callback of XLA that swallows it, or below C++
+    that does not survive it. Nothing is lost without one: files appear whole or not at all, and workers end with this process.
+    """
+
+    def end(*_: object) -> None:
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
+        # Workers would end by themselves (`tools_host.process_life`), but a moment later if they are still starting.
+        multiprocessing = sys.modules.get("multiprocessing")
+        for worker in multiprocessing.active_children() if multiprocessing else ():
+            worker.kill()
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+    # Semaphores that nobody took back are cleaned up by a helper of Python's, which would report them.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
 
 def _loaded_user_errors() -> tuple[type[BaseException], ...]:
