@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,7 @@ def _check(path: Path, config: ConfigDict) -> None:
     if config.get("phase") not in PHASES:
         raise UserError(f"{path}: phase is {config.get('phase')!r}, expected one of {', '.join(PHASES)}")
     check_fields(path, config, (tiny_base if config.phase == "look" else tiny_sft).get_config())
+    _check_ranges(path, config)
     if not 0 <= config.optimizer.warmup_steps < config.total_steps:
         warmup = f"optimizer.warmup_steps ({config.optimizer.warmup_steps})"
         raise UserError(f"{path}: {warmup} must be at least 0 and less than total_steps ({config.total_steps})")
@@ -203,6 +205,50 @@ def _check(path: Path, config: ConfigDict) -> None:
         create_mesh(**config.mesh)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path}: mesh: {error}") from error
+
+
+def _check_ranges(path: Path, config: ConfigDict) -> None:
+    """Raises UserError for a number that no run can have."""
+    from pixelis_jax.commands.checks import SEEDS
+    from pixelis_jax.commands.configs import flat, is_free
+
+    def whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
+        return isinstance(value, int) and least <= value < below
+
+    def number(value: Any, least: float = 0.0, below: float = math.inf) -> bool:
+        return isinstance(value, int | float) and least <= value < below
+
+    def several(fits: Callable[[Any], bool]) -> Callable[[Sequence[Any]], bool]:
+        return lambda values: len(values) > 0 and all(map(fits, values))
+
+    ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("a whole number of at least 1", whole, "total_steps operations loss.chunk buckets.tokens_per_batch"),
+        ("a whole number in 0 .. 2^32 - 1", lambda value: whole(value, 0, SEEDS), "seed scenes.seed"),
+        ("whole numbers of at least 1", several(whole), "buckets.tokens buckets.frames"),
+        (
+            "a number above 0",
+            lambda value: number(value) and value > 0,
+            "optimizer.learning_rate optimizer.eps optimizer.clip_norm loss.beta",
+        ),
+        (
+            "a number of at least 0",
+            number,
+            "optimizer.weight_decay optimizer.final_ratio loss.heads_weight loss.patches_weight loss.iou_weight "
+            "checkpoint_every_minutes max_minutes",
+        ),
+        ("at least 0 and less than 1", lambda value: number(value, 0, 1), "optimizer.b1 optimizer.b2"),
+        ("numbers", several(lambda value: number(value, -math.inf)), "pixels.mean"),
+        ("numbers above 0", several(lambda value: number(value) and value > 0), "pixels.std"),
+        ("a share, 0 to 1", lambda value: number(value) and value <= 1, "scenes.asked_share"),
+    )
+    values = flat(config.to_dict())
+    for words, fits, names in ranges:
+        for name in names.split():
+            if values.get(name) is not None and not fits(values[name]):
+                raise UserError(f"{path}: {name} must be {words}, got {values[name]!r}")
+    for name, value in values.items():
+        if is_free(name) and not number(value, -math.inf):
+            raise UserError(f"{path}: {name} must be a number, got {value!r}")
 
 
 def _initial(config: ConfigDict, workdir: Path) -> Loaded:

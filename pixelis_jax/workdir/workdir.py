@@ -60,10 +60,13 @@ class Workdir:
           The work directory.
 
         Raises:
-          WorkdirError: another configuration made it, or it holds other files.
+          WorkdirError: another configuration made it, it holds other files, or JSON cannot hold the configuration.
         """
         path = epath.Path(path).expanduser()
-        config = json.loads(json.dumps(config, allow_nan=False))  # tuples become the lists that a file gives back
+        try:
+            config = json.loads(json.dumps(config, allow_nan=False))  # tuples become the lists that a file gives back
+        except (TypeError, ValueError) as error:
+            raise WorkdirError(f"the configuration cannot be kept in {_CONFIG}: {error}") from error
         if path.exists() and not path.is_dir():
             raise WorkdirError(f"{path} is a file; give a directory")
         if path.is_dir() and (path / _CONFIG).exists():

@@ -115,6 +115,20 @@ def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
         ("warmup_steps (1)", ["--config.total_steps=1"]),
         ("log_every must be at least 1", ["--config.log_every=0"]),
         ("phase is 'rft', expected one of look, sft", ["--config.phase=rft"]),
+        ("seed must be a whole number in 0 .. 2^32 - 1, got -1", ["--config.seed=-1"]),
+        ("seed must be a whole number in", [f"--config.scenes.seed={2**32}"]),
+        ("buckets.tokens must be whole numbers of at least 1, got ()", ["--config.buckets.tokens=()"]),
+        ("buckets.frames must be whole numbers of at least 1, got (0, 4)", ["--config.buckets.frames=(0, 4)"]),
+        ("buckets.tokens_per_batch must be a whole number of at least 1", ["--config.buckets.tokens_per_batch=0"]),
+        ("loss.chunk must be a whole number of at least 1, got 0", ["--config.loss.chunk=0"]),
+        ("optimizer.learning_rate must be a number above 0, got -1.0", ["--config.optimizer.learning_rate=-1.0"]),
+        ("optimizer.learning_rate must be a number above 0, got nan", ["--config.optimizer.learning_rate=nan"]),
+        ("optimizer.b1 must be at least 0 and less than 1", ["--config.optimizer.b1=1.0"]),
+        ("max_minutes must be a number of at least 0, got -1.0", ["--config.max_minutes=-1"]),
+        ("pixels.std must be numbers above 0", ["--config.pixels.std=(0.5, 0.0, 0.5)"]),
+        ("scenes.styles.direct must be a number", ["--config=styles.py"]),
+        ("the field 'log_evry' is not known; did you mean 'log_every'?", ["--config=typo.py"]),
+        ("the field 'optimizer.lerning_rate' is not known; did you mean 'optimizer.learning_rate'?", ["--config=typo2.py"]),
         ("no such file: none.array_record", ["--config.data=none.array_record"]),
         ("cannot read records from sft.py", ["--config.data=sft.py"]),
         ("no model 'tiny_bse'", ["--config.init_from=tiny_bse"]),
@@ -151,6 +165,12 @@ def test_what_is_refused(refused, sft, tmp_path, words, arguments):
         "eval": "from configs.eval_scenes import get_config",
         "lazy": "from configs import tiny_sft\ndef get_config():\n"
         "    config = tiny_sft.get_config()\n    config.scenes.answer_only = {'read': 2.0}\n    return config",
+        "styles": "from configs import tiny_sft\ndef get_config():\n"
+        "    config = tiny_sft.get_config()\n    config.scenes.styles = {'direct': 'most'}\n    return config",
+        "typo": "from configs import tiny_sft\ndef get_config():\n"
+        "    config = tiny_sft.get_config()\n    config.log_evry = 5\n    return config",
+        "typo2": "from configs import tiny_sft\ndef get_config():\n"
+        "    config = tiny_sft.get_config()\n    config.optimizer.lerning_rate = 0.1\n    return config",
         "kinds": "from configs import tiny_base\ndef get_config():\n"
         "    config = tiny_base.get_config()\n    config.scenes.kinds = ('images',)\n    return config",
     }
