@@ -21,9 +21,7 @@ WORDS = (
     "without", "world", "write", "year", "young",
 )
 # fmt: on
-"""What lines are made of, beside one string of the split and words of random letters."""
-
-_LETTERS = tuple("aabcdeeefghiijklmnooprrssttuuvwy")
+"""What lines are made of, beside one string of the split."""
 
 WORDINGS = (
     "What does the {ordinal} line say?",
@@ -45,7 +43,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
     count = int(rng.integers(4, 8))
     lines = [_line(rng, string) for string in randomness.random_strings(rng, split, count)]
     font = str(rng.choice(fonts.names(split)))
-    capitals = int(rng.integers(12, 22))
+    capitals = int(rng.integers(15, 22))
     face = fonts.load(font, fonts.size_for_capitals(font, capitals))
     while max(face.getlength(line) for line in lines) > SIDE - 40:
         capitals -= 1
@@ -73,18 +71,10 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
 
 
 def _line(rng: np.random.Generator, string: str) -> str:
-    """A string of the split among none to six words."""
-    parts = [_word(rng) for _ in range(int(rng.integers(7)))]
+    """A string of the split among none to four words."""
+    parts = [WORDS[int(number)] for number in rng.integers(len(WORDS), size=int(rng.integers(5)))]
     parts.insert(int(rng.integers(len(parts) + 1)), string)
-    line = " ".join(parts)
-    return line[0].upper() + line[1:] if rng.random() < 0.3 else line
-
-
-def _word(rng: np.random.Generator) -> str:
-    """A word, or letters in the place of one: what is copied should not depend on knowing it."""
-    if rng.random() < 0.4:
-        return WORDS[int(rng.integers(len(WORDS)))]
-    return "".join(_LETTERS[int(i)] for i in rng.integers(len(_LETTERS), size=int(rng.integers(2, 9))))
+    return " ".join(parts)
 
 
 def _printed(rng: np.random.Generator, split: Split, mask: Image.Image) -> np.ndarray:
