@@ -95,7 +95,10 @@ def locate(name: str, *, finished: bool = False) -> Place:
         steps = f"; a checkpoint is one of {name}/STEP" if path.name == CHECKPOINTS_FOLDER else ""
         raise UserError(f"{name}: not a model directory (no config.json), not a checkpoint and not a work directory{steps}")
     if (path / CHECKPOINTS_FOLDER).is_dir():
-        return _of_checkpoint(path / CHECKPOINTS_FOLDER / str(_latest(path, name)), name)
+        latest = _latest(path)
+        if latest is None:
+            raise UserError(f"{name}: its {CHECKPOINTS_FOLDER}/ holds no complete checkpoint")
+        return _of_checkpoint(path / CHECKPOINTS_FOLDER / str(latest), name)
     return Place(name=path.name, files=path)
 
 
@@ -234,7 +237,10 @@ def _unfinished(name: str, path: Path, finished: bool) -> Place:
     """The latest checkpoint of a work directory."""
     from pixelis_jax.workdir import Workdir
 
-    step, total = _latest(path, name), Workdir(path).config.get("total_steps")
+    step, total = _latest(path), Workdir(path).config.get("total_steps")
+    if step is None:
+        lacks = f"without {MODEL_FOLDER}/ and without a complete checkpoint"
+        raise UserError(f"{name}: a work directory {lacks}: its run has just begun, or is no training")
     state = f"{name} has not finished: its latest checkpoint is of step {step}" + (f" of {total}" if total else "")
     if finished:
         raise UserError(f"{state}, later it will be another; let it finish, or give {name}/{CHECKPOINTS_FOLDER}/{step}")
@@ -242,18 +248,13 @@ def _unfinished(name: str, path: Path, finished: bool) -> Place:
     return dataclasses.replace(place, notice=f"{state}, which is used here")
 
 
-def _latest(path: Path, name: str) -> int:
+def _latest(path: Path) -> int | None:
     from pixelis_jax.workdir import Checkpoints
 
-    latest = None
-    if (path / CHECKPOINTS_FOLDER).is_dir():
-        with contextlib.closing(Checkpoints(path / CHECKPOINTS_FOLDER, read_only=True)) as checkpoints:
-            latest = checkpoints.latest()
-    if latest is None:
-        raise UserError(
-            f"{name}: holds neither {MODEL_FOLDER}/ nor a complete checkpoint: its run has just begun, or is no training"
-        )
-    return latest
+    if not (path / CHECKPOINTS_FOLDER).is_dir():
+        return None
+    with contextlib.closing(Checkpoints(path / CHECKPOINTS_FOLDER, read_only=True)) as checkpoints:
+        return checkpoints.latest()
 
 
 def _published_dtype(directory: Path) -> np.dtype:

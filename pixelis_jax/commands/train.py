@@ -11,6 +11,7 @@ finished, 1 diverged, 2 bad input, 3 stopped early (time limit, SIGTERM, Ctrl-C)
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from pixelis_jax.commands.models import Loaded
     from pixelis_jax.data.records import EncodedExample
+    from pixelis_jax.policy import Qwen3VL
 
 DIVERGED, STOPPED_EARLY = 1, 3
 PHASES = ("look", "sft")
@@ -42,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds the data if there is none, trains, and writes the model."""
     from pixelis_jax.commands.configs import load_config
+    from pixelis_jax.sharding import initialize_distributed
 
     config = load_config(args.config, args.overrides)
+    initialize_distributed()
     _check(args.config, config)
     try:
         finished = train(config, args.workdir)
@@ -87,13 +91,15 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     environment = describe_environment(config.seed)
     Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=loop.MAY_DIFFER)
     _use_compilation_cache(workdir)
-    loaded = _initial(config, workdir)
-    if jax.process_index() == 0:
+    with _first_process_first():
+        loaded = _initial(config, workdir)
         models.save_files(loaded.encoder, workdir / models.POLICY_FOLDER)
-    data = Path(config.data) if config.data else build_data(config, workdir, loaded)
+        data = Path(config.data) if config.data else build_data(config, workdir, loaded)
     model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
     if result.finished and not (workdir / models.MODEL_FOLDER).exists():
-        models.save(merge_adapters(model), loaded.encoder, workdir / models.MODEL_FOLDER)
+        _gather(model)
+        if jax.process_index() == 0:
+            models.save(merge_adapters(model), loaded.encoder, workdir / models.MODEL_FOLDER)
     return result.finished
 
 
@@ -298,6 +304,29 @@ def _number_format(field: str, name: str) -> Any:
     import jax.numpy as jnp
 
     return getattr(jnp, name)
+
+
+@contextlib.contextmanager
+def _first_process_first() -> Iterator[None]:
+    """Lets the first process go through a block alone; the others come after it and find the files that it wrote."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("files")
+    yield
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("files")
+
+
+def _gather(model: Qwen3VL) -> None:
+    """Brings all parameters to every process, in place; a single process has them."""
+    import jax
+    from flax import nnx
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        nnx.update(model, multihost_utils.process_allgather(nnx.state(model), tiled=True))
 
 
 def _use_compilation_cache(workdir: Path) -> None:

@@ -125,5 +125,6 @@ def create_state(
         frozen=frozen,
         heads=trainable["heads"],
         opt_state=jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable),
-        rng=jax.device_put(rng, replicated),
+        # As plain numbers: JAX does not place a key on the devices of other processes.
+        rng=jax.random.wrap_key_data(jax.device_put(jax.random.key_data(rng), replicated)),
     )

@@ -69,19 +69,18 @@ class Workdir:
             raise WorkdirError(f"the configuration cannot be kept in {_CONFIG}: {error}") from error
         if path.exists() and not path.is_dir():
             raise WorkdirError(f"{path} is a file; give a directory")
-        if path.is_dir() and (path / _CONFIG).exists():
-            _check_same(path, _read_json(path / _CONFIG), config, may_differ)
-            return cls(path)
-        # What an interrupted creation left (environment.json, a temporary file) is no obstacle.
-        left = [item.name for item in path.iterdir()] if path.is_dir() else []
-        if any(not name.startswith(".") and name != _ENVIRONMENT for name in left):
-            raise WorkdirError(f"{path} holds files but no {_CONFIG}: not a work directory; give a new or empty one")
-        if jax.process_index() == 0:
+        # One process looks and writes; the others, which may come later, find what it wrote.
+        if jax.process_index() == 0 and not (path / _CONFIG).exists():
+            # What an interrupted creation left (environment.json, a temporary file) is no obstacle.
+            left = [item.name for item in path.iterdir()] if path.is_dir() else []
+            if any(not name.startswith(".") and name != _ENVIRONMENT for name in left):
+                raise WorkdirError(f"{path} holds files but no {_CONFIG}: not a work directory; give a new or empty one")
             path.mkdir(parents=True, exist_ok=True)
             atomic.write_json(path / _ENVIRONMENT, environment)
             atomic.write_json(path / _CONFIG, config)  # last: it is what makes the directory a work directory
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("workdir")
+        _check_same(path, _read_json(path / _CONFIG), config, may_differ)
         return cls(path)
 
     @property

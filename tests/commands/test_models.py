@@ -95,8 +95,8 @@ def test_an_unfinished_run_says_which_step_is_used_and_is_left_alone(stopped, ca
     step = f"its latest checkpoint is of step 7 of {TOTAL}"
     assert capsys.readouterr().err == f"pixelis: {stopped} has not finished: {step}, which is used here\n"
     assert sorted(stopped.rglob("*")) == before  # the save that another process may be making, too
-    Checkpoints(stopped / "checkpoints").close()
-    assert sorted(stopped.rglob("*")) != before  # as opening it for a run does not
+    save(stopped, 9, {"w": jnp.zeros(3)})  # the run itself clears it away
+    assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == ["3", "7", "9"]
 
 
 def test_a_run_may_move_with_its_checkpoints(stopped, base, tmp_path, monkeypatch):
@@ -173,8 +173,11 @@ def damage(stopped, how, base):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("no checkpoint", "runs/stopped: holds neither model/ nor a complete checkpoint: its run has just begun"),
-        ("no complete checkpoint", "nor a complete checkpoint"),
+        (
+            "no checkpoint",
+            "runs/stopped: a work directory without model/ and without a complete checkpoint: its run has just begun",
+        ),
+        ("no complete checkpoint", "and without a complete checkpoint"),
         ("alone", "runs/7: found no config.json and tokenizer for this checkpoint; they lie in policy/"),
         ("renamed", "found no config.json and tokenizer for this checkpoint"),
         ("the folder", "not a work directory; a checkpoint is one of runs/stopped/checkpoints/STEP"),
@@ -197,6 +200,11 @@ def test_what_is_refused(run, base, stopped, tmp_path, how, words):
     status, _, err = run("convert", name, "out", "--to=hf")
     # A conversion needs no tokenizer.
     assert status == (0 if how == "no tokenizer" else 2) and (tmp_path / "out").exists() == (status == 0), err
+
+
+def test_a_conversion_without_its_checkpoint(refused, converted):
+    shutil.rmtree(converted / "checkpoints" / "0")
+    refused("converted: its checkpoints/ holds no complete checkpoint", "convert", "converted", "out", "--to=hf")
 
 
 def test_a_checkpoint_of_many_devices_is_read_on_one(base, tmp_path):

@@ -108,7 +108,7 @@ def main(action: str, directory: str, step: int, shape: dict[str, int]) -> None:
     asked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
     items, _ = checkpoints.restore(step, arrays=asked)
     as_asked = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), items, template)
-    checkpoints.save(step + 1, arrays=TrainState.from_items(items).items())
+    checkpoints.save(step + 1, arrays=items)
     refused = {name: refusal(checkpoints, step, tree) for name, tree in wrong_templates(asked).items()}
     print(json.dumps({"arrays": describe(items), "as_asked": jax.tree.all(as_asked), "refused": refused}))
 
