@@ -3,8 +3,8 @@
     pixelis train --config=configs/baseline_thumbnail.py --workdir=runs/thumbnail
     pixelis eval --config=configs/eval_scenes.py --model=runs/thumbnail --workdir=runs/eval_thumbnail --config.with_tools=false
 
-With `--config.blind=true` it only hears the question. It starts from `tiny_base`, which has the base's whole budget behind it, and
-goes on for as many steps as `tiny_sft` and its last lesson together. Result: see docs/scenes.md.
+With `--config.blind=true` it only hears the question. It starts from `tiny_base`, which has the base's whole budget behind it,
+and goes on for as many steps as `tiny_sft` and `tiny_pages` together. Result: see docs/scenes.md.
 """
 
 from ml_collections import ConfigDict
