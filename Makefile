@@ -7,13 +7,14 @@ export JAX_PLATFORMS ?= cpu
 # Keeps large blocks between training steps instead of faulting them in again (docs/training.md).
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help demo test test-slow oracle lint format lock clean
+.PHONY: help demo test test-slow notebook oracle lint format lock clean
 
 help:
-	@echo 'make demo    set up, train the tiny policy on this machine, evaluate it, write the report'
-	@echo 'make test    set up, run the tests'
-	@echo 'make lint    ruff, mypy, import-linter'
-	@echo 'make oracle  the tests against transformers + torch, in an environment of their own'
+	@echo 'make demo      set up, train the tiny policy on this machine, evaluate it, write the report'
+	@echo 'make test      set up, run the tests'
+	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make notebook  execute the notebooks of experiments/'
+	@echo 'make oracle    the tests against transformers + torch, in an environment of their own'
 
 $(VENV)/.installed: pyproject.toml requirements.txt requirements-test.txt scripts/setup_env.sh
 	PYTHON=$(PYTHON) bash scripts/setup_env.sh $(VENV)
@@ -27,6 +28,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+notebook: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/experiments -m notebook $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

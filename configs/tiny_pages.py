@@ -1,4 +1,4 @@
-"""The end of `tiny_sft`: goes on with the same traces, and with pages of text. Its result is what ships as `tiny_sft`.
+"""`tiny_sft` goes on with the same traces, and with pages of text.
 
     pixelis train --config=configs/tiny_pages.py --workdir=runs/tiny_pages --config.init_from=runs/tiny_sft
 

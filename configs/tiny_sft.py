@@ -55,9 +55,15 @@ def get_config() -> ConfigDict:
         }
     )
     config.buckets = ConfigDict({"tokens": (128, 224, 304, 384, 640), "frames": (4, 6, 12), "tokens_per_batch": 6144})
-    config.loss = ConfigDict({"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024})
+    config.loss = ConfigDict(
+        {"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024, "vocab_chunk": 32768}
+    )
     config.pixels = ConfigDict({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
-    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
+    config.trainable = "all"  # or "decoder": the vision tower is frozen; or "adapters": all but the adapters is
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("q_proj", "k_proj", "v_proj", "o_proj")})  # 0: no adapters
+    config.execution = ConfigDict({"scan_layers": False, "remat": "none", "attention": "xla"})
+    config.precision = ConfigDict({"params": "float32", "compute": "float32"})
     config.log_every = 20
     config.checkpoint_every_steps = 500
     config.checkpoint_every_minutes = 5.0

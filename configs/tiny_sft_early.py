@@ -11,22 +11,22 @@ from ml_collections import ConfigDict
 from configs import tiny_sft
 
 ANSWER_ONLY = {
-    "read": 0.1,
-    "shape": 0.1,
-    "angle": 0.75,
-    "where": 0.1,
-    "blink": 0.75,
-    "cut": 0.1,
-    "flash_read": 0.75,
-    "flash_shape": 0.1,
-    "follow_read": 0.75,
+    "read": 0.15,
+    "shape": 0.15,
+    "angle": 0.9,
+    "where": 0.15,
+    "blink": 0.9,
+    "cut": 0.15,
+    "flash_read": 0.15,
+    "flash_shape": 0.15,
+    "follow_read": 0.9,
 }
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = tiny_sft.get_config()
-    config.scenes.counts = ConfigDict(dict.fromkeys(tiny_sft.FAMILIES, 100))
+    config.scenes.counts = ConfigDict(dict.fromkeys(tiny_sft.FAMILIES, 200))
     config.scenes.answer_only = ConfigDict(ANSWER_ONLY)
-    config.total_steps = 500
+    config.total_steps = 700
     return config

@@ -14,6 +14,7 @@ pixelis train --config=configs/tiny_recall.py --workdir="$runs/tiny_recall" --co
 pixelis train --config=configs/tiny_base.py --workdir="$runs/tiny_base" --config.init_from="$runs/tiny_recall"
 pixelis train --config=configs/tiny_sft.py --workdir="$runs/tiny_sft" --config.init_from="$runs/tiny_base"
 pixelis train --config=configs/tiny_pages.py --workdir="$runs/tiny_pages" --config.init_from="$runs/tiny_sft"
+pixelis train --config=configs/tiny_lines.py --workdir="$runs/tiny_lines" --config.init_from="$runs/tiny_pages"
 pixelis train --config=configs/tiny_sft_early.py --workdir="$runs/tiny_sft_early" --config.init_from="$runs/tiny_base"
 
 ship() { # RUN NAME
@@ -21,6 +22,6 @@ ship() { # RUN NAME
   pixelis convert "$runs/$1" "pixelis_jax/weights/$2" --to=hf --dtype=bfloat16
 }
 ship tiny_base tiny_base
-ship tiny_pages tiny_sft
+ship tiny_lines tiny_sft
 ship tiny_sft_early tiny_sft_early
 pixelis eval --config=configs/eval_scenes.py --model=tiny_sft --workdir="$runs/eval_tiny_sft"

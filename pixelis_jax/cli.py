@@ -8,12 +8,16 @@ must stay free of JAX.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from tools_host.registry import did_you_mean
+
+INTERRUPTED = 130
 
 COMMANDS = {
     "demo": "train the tiny policy here, evaluate it, and write its report",
@@ -45,7 +49,7 @@ _USER_ERRORS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and that takes no abbreviations."""
+    """An argument parser whose errors are one line that names the nearest known word, and that takes no abbreviations."""
 
     def __init__(self, *args: object, **keywords: object) -> None:
         keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -55,6 +59,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and where help is, and exits with status 2."""
         self.exit(2, f"pixelis: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in the base class, but nothing is left over: the parser of a sub-command knows its own options best."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            guess = did_you_mean(left[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(left)}{guess}")
+        return found, left
+
+    def takes(self, option: str) -> bool:
+        """Whether it declares an option."""
+        return option in self._option_string_actions
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            guess = did_you_mean(str(value), map(str, action.choices))
+            known = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{guess} (known: {known})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status.
     """
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _end_at_interrupt()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone; without this, the interpreter would complain once more when it flushes at
         # exit.
@@ -103,6 +127,11 @@ def overview() -> str:
 
 
 def _run(argv: list[str]) -> int:
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:  # bytes of the command line that are not UTF-8 come as halves of surrogate pairs
+            return _fail(f"{argument!r} is not UTF-8, so no trace could name it; rename the file, or write the text in UTF-8")
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0 if argv else 2
@@ -113,19 +142,39 @@ def _run(argv: list[str]) -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-        guess = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        return _fail(f"unknown command {name!r}{guess} (known: {', '.join(COMMANDS)})")
+        return _fail(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (known: {', '.join(COMMANDS)})")
     module = importlib.import_module(f"pixelis_jax.commands.{name}")
     parser = Parser(prog=f"pixelis {name}", description=module.__doc__)
     module.add_arguments(parser)
     # `--config.x=y` changes a field of the config file; argparse cannot declare such a family of options.
     overrides = [argument for argument in rest if argument.startswith("--config.")]
+    if overrides and not parser.takes("--config"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}; only a command with --config takes them")
     args = parser.parse_args([argument for argument in rest if argument not in overrides])
-    if overrides and not hasattr(args, "config"):
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     args.overrides = overrides
     return int(module.run(args))
+
+
+def _end_at_interrupt() -> None:
+    """Makes Ctrl-C end this process at once, wherever it is; a training loop puts its own handler before this one.
+
+    A KeyboardInterrupt is raised wherever Python happens to be: in an import, in a callback of XLA that swallows it, or below C++
+    that does not survive it. Nothing is lost without one: files appear whole or not at all, and workers end with this process.
+    """
+
+    def end(*_: object) -> None:
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
+        # Workers would end by themselves (`tools_host.process_life`), but a moment later if they are still starting.
+        multiprocessing = sys.modules.get("multiprocessing")
+        for worker in multiprocessing.active_children() if multiprocessing else ():
+            worker.kill()
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+    # Semaphores that nobody took back are cleaned up by a helper of Python's, which would report them.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
 
 def _loaded_user_errors() -> tuple[type[BaseException], ...]:

@@ -148,9 +148,16 @@ def _with_article(kind: str) -> str:
 
 def _number(name: str, value: Any, wanted: str) -> float:
     # In Python a bool is an int; in JSON it is not a number.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise ToolFailure("bad_type", f"{name} is {_shown(value)}", f"{name} must be {wanted}")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def _shown(value: Any) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from tools_host.images import MAX_PIXELS
 from tools_host.protocol import Box, Media, Parent
 
 BoxPx = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels, ends exclusive."""
+
+_RUNS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
+"""Digits of runs: `P` to `o` go on, `0` to `O` end a run. No run of a mask that fits into memory takes more than seven."""
 
 SCALE = 1000
 """Coordinates run from 0 to this, on both sides of a medium."""
@@ -53,10 +58,51 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
-def decode_mask(rle: Mapping[str, Any]) -> np.ndarray:
-    """Bool `[H, W]` of a COCO run-length encoding whose `counts` are text."""
+def decode_mask(rle: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Bool `[H, W]` of a COCO run-length encoding whose `counts` are text; raises as `check_mask`."""
+    check_mask(rle, shape)
     encoded = {"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}
     return coco_mask.decode(encoded).astype(bool)
+
+
+def check_mask(rle: Any, shape: tuple[int, int] | None = None) -> None:
+    """Checks a run-length encoding that may come from anybody: pycocotools trusts it, and reads beyond its own memory.
+
+    Args:
+      rle: `{"size": [H, W], "counts": text}`.
+      shape: The H and W that it must have, if known.
+
+    Raises:
+      ValueError: If it is something else, its runs do not fill the mask, or the mask has another shape.
+    """
+    if not isinstance(rle, Mapping) or set(rle) != {"size", "counts"}:
+        raise ValueError("a mask has a size and counts")
+    size, counts = rle["size"], rle["counts"]
+    if not isinstance(size, list | tuple) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        raise ValueError("the size of a mask is two positive integers")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"a mask of {size[1]} x {size[0]} pixels is larger than any medium")
+    if shape is not None and tuple(size) != tuple(shape):
+        raise ValueError(f"the mask is of {size[1]} x {size[0]} pixels, its medium of {shape[1]} x {shape[0]}")
+    if not isinstance(counts, str) or not _RUNS.fullmatch(counts):
+        raise ValueError("the counts of a mask are no run-length encoding")
+    runs = _run_lengths(counts)
+    if (runs < 0).any() or int(runs.sum()) != size[0] * size[1]:
+        raise ValueError(f"the runs of the mask do not fill {size[1]} x {size[0]} pixels")
+
+
+def _run_lengths(counts: str) -> np.ndarray:
+    """Run lengths, int64 `[N]`. A run is digits of 5 bits, lowest first, the last of them signed; from the fourth run on it is
+    the difference to the run before the last (`rleFrString` of the COCO API, https://github.com/cocodataset/cocoapi)."""
+    digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
+    last = digits & 32 == 0
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    place = 5 * (np.arange(len(digits)) - np.repeat(starts, np.diff([*starts, len(digits)])))
+    negative = last & (digits & 16 != 0)
+    runs = np.add.reduceat(((digits & 31) << place) - np.where(negative, 32 << place, 0), starts)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return runs
 
 
 def to_root(media: Sequence[Media], media_id: int, box: Box) -> tuple[int, BoxPx]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,7 +18,18 @@ MAX_PIXELS = 120_000_000
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow knows more, among them MPEG videos as images without pixels, and EPS, for which it starts another program."""
 
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    struct.error,
+    zlib.error,
+)
 """What Pillow's parsers raise on damaged files."""
 
 
@@ -25,7 +38,11 @@ class MediaError(ValueError):
 
 
 def is_image(path: str) -> bool:
-    """Whether Pillow knows the format from the file's first bytes."""
+    """Whether Pillow knows the format from the file's first bytes.
+
+    Raises:
+      MediaError: If it does, and the file is damaged or too large.
+    """
     try:
         with _opened(path):
             return True
@@ -34,37 +51,45 @@ def is_image(path: str) -> bool:
 
 
 def frame_count(path: str) -> int:
-    """Number of frames of an image that `read_image` accepted; more than 1 is an animation."""
-    with _opened(path) as image:
-        return getattr(image, "n_frames", 1)
+    """Number of frames of an image that `read_image` accepted; more than 1 is an animation, 1 also if they cannot be counted."""
+    try:
+        with _opened(path) as image:
+            return getattr(image, "n_frames", 1)
+    except MediaError:
+        return 1
 
 
 def read_image(path: str) -> np.ndarray:
     """RGB uint8 `[H, W, 3]` of an image file, read-only; the first frame of an animation, transparency over white.
 
     Raises:
-      MediaError: If it is damaged, truncated or larger than `MAX_PIXELS`.
+      MediaError: If it is no image, damaged, truncated or larger than `MAX_PIXELS`.
     """
     try:
         with _opened(path) as image:
-            _refuse_huge(path, image)
+            refuse_huge(path, *image.size)
             pixels = _rgb(ImageOps.exif_transpose(image))
-    except MediaError:
-        raise
-    except DECODE_ERRORS as error:
-        raise MediaError(f"{path}: damaged or truncated image ({error})") from error
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{path}: not a readable image") from error
     pixels.flags.writeable = False
     return pixels
 
 
-def _opened(path: str) -> Image.Image:
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """An opened image. What Pillow raises on a damaged one, here or in the block, becomes a MediaError."""
     with warnings.catch_warnings():
-        # Pillow's own limit only warns; ours refuses.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow warns of its own size limit, where ours refuses, and of every flaw that it can read over.
+        warnings.simplefilter("ignore")
         try:
-            return Image.open(path, formats=_supported_formats())
+            with Image.open(path, formats=_supported_formats()) as image:
+                yield image
+        except (MediaError, UnidentifiedImageError):
+            raise
         except Image.DecompressionBombError as error:
             raise MediaError(f"{path}: the image is too large ({error})") from error
+        except DECODE_ERRORS as error:
+            raise MediaError(f"{path}: damaged or truncated image ({error})") from error
 
 
 @functools.cache
@@ -73,8 +98,8 @@ def _supported_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _refuse_huge(path: str, image: Image.Image) -> None:
-    width, height = image.size
+def refuse_huge(path: str, width: int, height: int) -> None:
+    """Raises MediaError for an image, or a frame of a video, of more than `MAX_PIXELS`."""
     if width * height > MAX_PIXELS:
         limit = MAX_PIXELS // 10**6
         raise MediaError(f"{path}: {width} x {height} pixels are more than the limit of {limit} megapixels")

@@ -103,17 +103,25 @@ class VideoView:
     def frames(self, start_s: float, end_s: float) -> Iterator[tuple[float, np.ndarray]]:
         """`(time_s, RGB uint8 [H, W, 3])` of every frame in `[start_s, end_s]`, in order."""
         if not self._short:
-            yield from read_frames(self._path, start_s, end_s)
+            yield from self._decoded(start_s, end_s)
             return
         for time_s, pixels in self._all():
             if start_s - 1e-6 <= time_s <= end_s + 1e-6:
                 yield time_s, pixels
 
+    def _decoded(self, start_s: float, end_s: float) -> Iterator[tuple[float, np.ndarray]]:
+        for time_s, pixels in read_frames(self._path, start_s, end_s):
+            height, width = pixels.shape[:2]
+            if (width, height) != (self.width, self.height):
+                sizes = f"{self.width} x {self.height} at first, {width} x {height} at {time_s:.2f} s"
+                raise MediaError(f"{self._path}: the frames are not of one size: {sizes}")
+            yield time_s, pixels
+
     def _all(self) -> list[tuple[float, np.ndarray]]:
         key = ("frames", self._sha256)
         frames = self._cache.get(key)
         if frames is None:
-            frames = list(read_frames(self._path, 0.0, float("inf")))
+            frames = list(self._decoded(0.0, float("inf")))
             if not frames:
                 raise MediaError(f"{self._path}: the video has no frames")
             for _, pixels in frames:
@@ -127,7 +135,7 @@ class VideoView:
         if pixels is None:
             # A little slack finds the frame even if the index and the decoder round its time differently.
             slack = 0.5 / (self.fps or 25.0)
-            found = list(read_frames(self._path, time_s - slack, time_s + slack))
+            found = list(self._decoded(time_s - slack, time_s + slack))
             if not found:
                 raise MediaError(f"{self._path}: no frame could be decoded at {time_s:.2f} s")
             pixels = min(found, key=lambda timed: abs(timed[0] - time_s))[1]
@@ -194,7 +202,7 @@ class MediaStore:
         return RegionView(
             media=view,
             box_px=to_pixels(spec.bbox_2d, view.width, view.height),
-            mask=None if spec.mask is None else decode_mask(spec.mask),
+            mask=None if spec.mask is None else decode_mask(spec.mask, (view.height, view.width)),
             time_s=spec.time_s,
         )
 
@@ -224,7 +232,7 @@ def file_sha256(path: str) -> str:
     """Hash of a file's bytes, remembered until its time stamp or size changes.
 
     Raises:
-      MediaError: If it is missing, empty, a directory or not readable.
+      MediaError: If it is missing, empty, a directory or not readable, or the path is none.
     """
     if os.path.isdir(path):
         raise MediaError(f"{path}: a directory, not an image or a video")
@@ -235,8 +243,10 @@ def file_sha256(path: str) -> str:
         if status.st_size == 0:
             raise MediaError(f"{path}: the file is empty")
         return _hash(os.path.abspath(path), status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise MediaError(f"{path}: {error.strerror or error}") from error
+    except MediaError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character or half of a surrogate pair, no path at all
+        raise MediaError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @functools.lru_cache(maxsize=4096)
@@ -248,7 +258,10 @@ def _hash(path: str, mtime_ns: int, size: int) -> str:
 def _derive(view: MediaView, parent: Parent, *, drawn: bool) -> np.ndarray:
     pixels = view.image(parent.time_s)
     if drawn and parent.kind == "overlay" and parent.mask is not None:
-        pixels = draw_mask(pixels, parent.mask)
+        try:
+            pixels = draw_mask(pixels, parent.mask)
+        except ValueError as error:
+            raise MediaError(f"the mask of an overlay: {error}") from error
     if parent.bbox_2d is None:
         return pixels
     x1, y1, x2, y2 = to_pixels(parent.bbox_2d, view.width, view.height)
@@ -264,8 +277,11 @@ def draw_mask(pixels: np.ndarray, mask_rle: Mapping[str, Any]) -> np.ndarray:
 
     Returns:
       A new RGB uint8 `[H, W, 3]`.
+
+    Raises:
+      ValueError: If it encodes no mask of this size.
     """
-    mask = decode_mask(mask_rle)
+    mask = decode_mask(mask_rle, pixels.shape[:2])
     inner = mask.copy()
     # About 1/200 of the longer side stays visible after the observation pipeline has made the medium smaller.
     for _ in range(max(1, round(max(mask.shape) / 200))):

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 from tools_host.cache import ByteCache
 from tools_host.config import ToolsConfig
+from tools_host.process_life import interrupts_blocked
 from tools_host.protocol import OUTAGE_CODES, ToolError, ToolRequest
 from tools_host.worker import Worker
 from tools_host.worker_slot import Result, WorkerSlot
@@ -117,10 +118,12 @@ class WorkerPool:
         self.close()
 
     def _serve(self, slot: WorkerSlot) -> None:
-        while not self._closed:
-            with contextlib.suppress(queue.Empty):
-                request = self._waiting.get(timeout=_CLOSE_CHECK_S)
-                self._finish(request.key, slot.run(request))
+        # Of this thread: it starts the worker, and the threads that replace it later.
+        with interrupts_blocked():
+            while not self._closed:
+                with contextlib.suppress(queue.Empty):
+                    request = self._waiting.get(timeout=_CLOSE_CHECK_S)
+                    self._finish(request.key, slot.run(request))
 
     def _drop_waiting(self) -> None:
         with contextlib.suppress(queue.Empty):

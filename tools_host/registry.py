@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,6 +15,12 @@ class UnknownNameError(KeyError):
     def __str__(self) -> str:
         # KeyError would print the quoted repr of a message that is already one clear line.
         return str(self.args[0])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'zoom'?`, or nothing if no known name is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -51,8 +57,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if name in self._entries:
             return self._entries[name]
-        nearest = difflib.get_close_matches(str(name), self._entries, n=1)
-        guess = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        guess = did_you_mean(str(name), self._entries)
         raise UnknownNameError(f"unknown {self.noun} {name!r}{guess} (known: {', '.join(self._entries) or 'none'})")
 
     def __iter__(self) -> Iterator[str]:

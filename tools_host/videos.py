@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from tools_host.images import MediaError
+from tools_host.images import MediaError, refuse_huge
 
 # Without a list ffmpeg reads almost anything as a video: text as a terminal session, a playlist as what it names.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,ivf,m4v,mjpeg"
@@ -30,7 +30,7 @@ def read_info(path: str) -> VideoInfo:
     """Reads a container's index and decodes its first frame.
 
     Raises:
-      MediaError: If the file is not a video, is damaged, or has no frames.
+      MediaError: If the file is not a video, is damaged, has no frames, or frames of more than `MAX_PIXELS`.
     """
     with _opened(path) as (container, stream):
         first = next(container.decode(stream), None)
@@ -69,6 +69,9 @@ def _opened(path: str) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
             if not container.streams.video:
                 raise MediaError(f"{path}: the file holds no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise MediaError(f"{path}: the codec of the video is not known")
+            refuse_huge(path, stream.codec_context.width, stream.codec_context.height)
             stream.codec_context.thread_count = 1
             yield container, stream
     except (av.FFmpegError, OSError, ValueError) as error:

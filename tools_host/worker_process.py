@@ -6,6 +6,8 @@ import os
 import pickle
 from typing import TYPE_CHECKING
 
+from tools_host.process_life import end_with_parent
+
 if TYPE_CHECKING:
     from tools_host.protocol import ToolError, ToolOutput, ToolRequest
     from tools_host.worker import Worker
@@ -26,6 +28,7 @@ def start(pickled_config: bytes, memory_limit_bytes: int | None) -> None:
       memory_limit_bytes: Ceiling of the address space, or None.
     """
     global _worker, _failure
+    end_with_parent()
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
     try:

@@ -16,11 +16,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pixelis_jax.commands.checks import check_output_file, check_seed
 from pixelis_jax.commands.errors import UserError
 
 if TYPE_CHECKING:
     from pixelis_jax.rollout.agent import Request
-    from pixelis_jax.trajectory import Example, Step
+    from pixelis_jax.trajectory import Example, Step, Trajectory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         default="tiny_sft",
-        help="a shipped name, a work directory or a directory in the published layout (default: tiny_sft)",
+        help="a shipped name, a work directory, a checkpoint or a directory in the published layout (default: tiny_sft)",
     )
     parser.add_argument("--trace", metavar="FILE", type=Path, help="write the trajectory there (.jsonl)")
     parser.add_argument("--json", action="store_true", help="print the trajectory as JSON and nothing else")
@@ -60,15 +61,28 @@ def run(args: argparse.Namespace) -> int:
     with agent(models.load(args.model), imports=imports, on_step=None if args.json else _print_step) as asked:
         (episode,) = asked.run([request])
     trajectory = episode.trajectory
+    problem = _problem(trajectory)
     if args.trace is not None:
         write_trajectories(args.trace, [trajectory])
     if args.json:
         print(json.dumps(trajectory_to_json(trajectory), ensure_ascii=False))
-    elif trajectory.answer:
-        print(trajectory.answer)
     else:
-        print("no answer: " + ("its last turn is empty" if trajectory.answer == "" else f"stopped by {trajectory.stopped}"))
-    return 0 if trajectory.answer else 1
+        print(f"no answer: {problem}" if problem else trajectory.answer)
+    return 1 if problem else 0
+
+
+def _problem(trajectory: Trajectory) -> str | None:
+    """Why an episode has no answer that could be read out, or None."""
+    from pixelis_jax.trajectory.grammar import ANSWER_CLOSE, ANSWER_OPEN, CALL_CLOSE, CALL_OPEN
+
+    answer = trajectory.answer
+    if answer is None:
+        return f"stopped by {trajectory.stopped}"
+    if not answer:
+        return "its last turn is empty"
+    if any(tag in answer for tag in (ANSWER_OPEN, ANSWER_CLOSE, CALL_OPEN, CALL_CLOSE)):
+        return f"the tags of its last turn do not match: {answer}"
+    return None
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -83,12 +97,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"the question is missing: {args.question} is a file, and the question comes last")
     if not 0 <= args.temperature < math.inf:
         raise UserError(f"--temperature must be a number of at least 0, got {args.temperature:g}")
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed must lie in 0 .. 2^32 - 1, got {args.seed}")
+    check_seed("--seed", args.seed)
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise UserError(f"--trace: no such directory: {args.trace.absolute().parent}")
-    if args.trace is not None and args.trace.is_dir():
-        raise UserError(f"--trace: {args.trace} is a directory; give a file (.jsonl)")
+    if args.trace is not None:
+        check_output_file("--trace", args.trace)
 
 
 def _is_file(text: str) -> bool:

@@ -44,10 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints a table."""
+    from pixelis_jax.commands.checks import check_output_file
     from pixelis_jax.commands.errors import UserError
 
     if args.scenes < 1:
         raise UserError("--scenes must be at least 1")
+    if args.json is not None:
+        check_output_file("--json", args.json)
     rows, text = _measure_tools(args) if args.name == "tools" else _measure_scenes(args)
     print(text)
     if args.json is not None:
@@ -71,14 +74,16 @@ def _measure_scenes(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str
     from pixelis_jax.commands.data import SPLITS
     from pixelis_jax.commands.errors import UserError
     from pixelis_jax.evaluation.honesty import CHAINS, chain_scores
+    from tools_host.registry import did_you_mean
 
     if args.split not in SPLITS:
-        raise UserError(f"--split: no split {args.split!r} (known: {', '.join(SPLITS)})")
+        raise UserError(f"--split: no split {args.split!r}{did_you_mean(args.split, SPLITS)} (known: {', '.join(SPLITS)})")
     if args.first < 0 or args.workers < 1:
         raise UserError("--first must not be negative, --workers must be at least 1")
     chains = args.chain or CHAINS
     if unknown := set(chains) - set(CHAINS):
-        raise UserError(f"--chain: no chain {sorted(unknown)[0]!r} (known: {', '.join(CHAINS)})")
+        name = sorted(unknown)[0]
+        raise UserError(f"--chain: no chain {name!r}{did_you_mean(name, CHAINS)} (known: {', '.join(CHAINS)})")
     rows: list[dict[str, Any]] = []
     for family, chain, scores in chain_scores(args.split, args.first, args.scenes, chains=chains, workers=args.workers):
         share = sum(scores) / len(scores)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixelis_jax.commands.errors import UserError
+from tools_host.registry import did_you_mean
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -82,7 +82,7 @@ def _run(path: Path) -> ConfigDict:
 
 
 def check_fields(path: Path, config: ConfigDict, like: ConfigDict) -> None:
-    """Checks that a config has the fields of a shipped one, with values of the same kind.
+    """Checks that a config has the fields of a shipped one and no others, with values of the same kind.
 
     Args:
       path: Of the config file, for messages.
@@ -90,16 +90,24 @@ def check_fields(path: Path, config: ConfigDict, like: ConfigDict) -> None:
       like: A shipped config; of `counts`, `styles` and `answer_only` the keys are free, and what is None there may be anything.
 
     Raises:
-      UserError: Names the first field that is missing or of another kind.
+      UserError: Names the first field that is missing, of another kind or not known; of the last, the nearest that is.
     """
-    found = _fields(config.to_dict())
-    for name, example in _fields(like.to_dict()).items():
-        if set(name.split(".")[:-1]) & set(_FREE):
+    found, known = flat(config.to_dict()), flat(like.to_dict())
+    for name, example in known.items():
+        if is_free(name):
             continue
         if name not in found:
             raise UserError(f"{path} has no field {name!r}, which this command needs")
         if example is not None and _kind(found[name]) != _kind(example):
             raise UserError(f"{path}: {name} is {found[name]!r}, expected {_kind(example)}")
+    for name in found:
+        if name not in known and not is_free(name):
+            raise UserError(f"{path}: the field {name!r} is not known{did_you_mean(name, known)}")
+
+
+def is_free(name: str) -> bool:
+    """Whether a dotted name is one of those that a config may choose."""
+    return bool(set(name.split(".")[:-1]) & set(_FREE))
 
 
 def _kind(value: object) -> str:
@@ -111,20 +119,19 @@ def _kind(value: object) -> str:
 
 def _unknown_field(path: Path, config: ConfigDict, overrides: Sequence[str]) -> str | None:
     """Names the first override whose field the file does not have, and the nearest that it has."""
-    known = _fields(config.to_dict())
+    known = flat(config.to_dict())
     for override in overrides:
         field = override.removeprefix("--config.").partition("=")[0]
         if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
-            return f"{path} has no field {field!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            return f"{path} has no field {field!r}{did_you_mean(field, known)}"
     return None
 
 
-def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every value by its dotted name, those that hold others included."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
         fields[prefix + name] = value
         if isinstance(value, Mapping):
-            fields |= _fields(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
     return fields

@@ -3,9 +3,11 @@
   pixelis convert Qwen3-VL-2B-Instruct qwen3_vl_2b --to=orbax
   pixelis convert qwen3_vl_2b exported --to=hf
   pixelis convert runs/tiny_sft small --to=hf --dtype=bfloat16
+  pixelis convert runs/tiny_sft/checkpoints/500 half_way --to=hf
 
-Without --dtype nothing is rounded: a conversion there and back gives the same bytes. An Orbax directory made here holds
-config.json and the other small files of the source, and the parameters under checkpoints/0. Exit status: 0 done, 2 bad input.
+SRC is a MODEL, as everywhere: a shipped name, a work directory, a checkpoint or a directory in the published layout. Without
+--dtype nothing is rounded: a conversion there and back gives the same bytes. An Orbax directory made here holds config.json and
+the other small files of the source, and the parameters under checkpoints/0; it is a MODEL too. Exit status: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pixelis_jax.policy import Qwen3VL
 
+WRITE_LIMIT = 1 << 28
+"""Bytes that are copied for writing at a time, if no array is larger: host memory must not hold a model twice."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares both ends."""
-    parser.add_argument("source", metavar="SRC", type=Path, help="a directory in either layout, or a finished work directory")
+    parser.add_argument("source", metavar="SRC", help="a shipped name, a work directory, a checkpoint or a published model")
     parser.add_argument("destination", metavar="DST", type=Path, help="a new or empty directory")
     parser.add_argument("--to", choices=("hf", "orbax"), required=True, help="the layout to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="number format to write (default: as stored)")
@@ -29,20 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads, checks every tensor against config.json, and writes."""
+    import jax.numpy as jnp
+
+    from pixelis_jax.commands import models
     from pixelis_jax.commands.errors import UserError
 
-    source, destination = args.source, args.destination
-    if not source.is_dir():
-        raise UserError(f"{source}: not a directory")
+    place, destination = models.locate(args.source), args.destination.resolve()
+    if destination == Path.cwd():
+        raise UserError(f"{args.destination}: the current directory cannot be replaced; name a new one")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination}: exists and is not empty")
-    if (source / "model").is_dir():
-        source = source / "model"  # a work directory keeps its finished model there
-    model = _read(source)
-    if args.dtype is not None:
-        _cast(model, args.dtype)
+    model = models.read(place, args.dtype and getattr(jnp, args.dtype))
     # Tokenizer, generation settings and the like belong to the model; weights and their index are written anew.
-    extra = [file for file in sorted(source.iterdir()) if file.is_file() and not _is_weights(file)]
+    extra = [file for file in sorted(place.files.iterdir()) if file.is_file() and not _is_weights(file)]
     if args.to == "hf":
         from pixelis_jax.policy import weights
 
@@ -53,41 +57,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(source: Path) -> Qwen3VL:
-    from flax import nnx
-
-    from pixelis_jax.policy import weights
-    from pixelis_jax.policy.config import Precision, Qwen3VLConfig
-    from pixelis_jax.workdir import Checkpoints
-
-    if not (source / "checkpoints").is_dir():
-        return weights.load(source, dtype=_stored_dtype(source))
-    config = Qwen3VLConfig.from_json(source)
-    checkpoints = Checkpoints(source.resolve() / "checkpoints")
-    try:
-        dtype = _stored_dtype(source)
-        model = weights.abstract_model(config, Precision(params=dtype, compute=dtype))
-        state = nnx.state(model, nnx.Param)
-        arrays, _ = checkpoints.restore(checkpoints.latest() or 0, arrays={"params": nnx.to_pure_dict(state)})
-    finally:
-        checkpoints.close()
-    nnx.replace_by_pure_dict(state, arrays["params"])
-    nnx.update(model, state)
-    return model
-
-
-def _cast(model: Qwen3VL, dtype: str) -> None:
-    import jax
-    from flax import nnx
-
-    nnx.update(model, jax.tree.map(lambda value: value.astype(dtype), nnx.state(model, nnx.Param)))
-
-
 def _write_orbax(model: Qwen3VL, destination: Path, extra: list[Path]) -> None:
     """Writes into a directory beside `destination`, which appears when it is complete."""
     import os
     import shutil
 
+    import jax
     from flax import nnx
 
     from pixelis_jax.workdir import Checkpoints
@@ -95,13 +70,14 @@ def _write_orbax(model: Qwen3VL, destination: Path, extra: list[Path]) -> None:
     partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        checkpoints = Checkpoints(partial.resolve() / "checkpoints")
-        checkpoints.save(0, arrays={"params": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        largest = max(array.nbytes for array in jax.tree.leaves(params))
+        checkpoints = Checkpoints(partial.resolve() / "checkpoints", write_limits={"params": max(largest, WRITE_LIMIT) + 1})
+        checkpoints.save(0, arrays={"params": params})
         checkpoints.close()
         for file in extra:
             shutil.copy(file, partial / file.name)
-        # Orbax keeps a format for each array, but a reader has to know it before it can ask for the array.
-        fields = _config_fields(partial) | {"dtype": _dtype_name(model)}
+        fields = json.loads((partial / "config.json").read_bytes()) | {"dtype": _dtype_name(model)}
         (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         if destination.exists():
             destination.rmdir()
@@ -109,34 +85,6 @@ def _write_orbax(model: Qwen3VL, destination: Path, extra: list[Path]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _stored_dtype(source: Path) -> Any:
-    """The number format of the weights: a conversion must neither double nor round anything."""
-    import jax.numpy as jnp
-    import safetensors
-
-    from pixelis_jax.policy.weights import WeightsError
-
-    for file in sorted(source.glob("*.safetensors")):
-        try:
-            with safetensors.safe_open(str(file), "numpy") as tensors:
-                names = list(tensors.keys())
-                stored = tensors.get_slice(names[0]).get_dtype() if names else "F32"
-        except safetensors.SafetensorError as error:
-            raise WeightsError(f"{file}: not a safetensors file: {error}") from error
-        return {"BF16": jnp.bfloat16, "F16": jnp.float16}.get(stored, jnp.float32)
-    return getattr(jnp, _config_fields(source).get("dtype", "float32"))
-
-
-def _config_fields(source: Path) -> dict[str, Any]:
-    from pixelis_jax.policy.weights import WeightsError
-
-    try:
-        fields = json.loads((source / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{source}: not a model directory: config.json cannot be read ({error})") from error
-    return fields if isinstance(fields, dict) else {}
 
 
 def _is_weights(file: Path) -> bool:

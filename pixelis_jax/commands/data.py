@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pixelis_jax.commands.checks import check_directory, check_seed
 from pixelis_jax.commands.errors import UserError
+from tools_host.registry import did_you_mean
 
 if TYPE_CHECKING:
     from tools_host.config import ToolsConfig
@@ -58,7 +60,7 @@ def build_split(
 
     check_counts(counts, workers)
     if split not in SPLITS:
-        raise UserError(f"no split {split!r} (known: {', '.join(SPLITS)})")
+        raise UserError(f"no split {split!r}{did_you_mean(split, SPLITS)} (known: {', '.join(SPLITS)})")
     shards = build(out, split, counts, workers, seed=seed, styles=styles, reframed=reframed, config=config)  # type: ignore[arg-type]
     with Progress(split, start=0, total=sum(-(-count // SHARD) for count in counts.values())) as progress:
         for number, _ in enumerate(shards, start=1):
@@ -84,26 +86,33 @@ def _build(args: argparse.Namespace) -> int:
 
     counts = dict.fromkeys(args.family or FAMILIES, args.count)
     check_counts(counts, args.workers)
-    _check_seed(args.out, args.seed)
+    check_seed("--seed", args.seed)
+    _open_data_set(args.out, args.seed)
     for split in args.split or SPLITS:
         build_split(args.out, split, counts, args.workers, seed=args.seed)
     print(args.out)
     return 0
 
 
-def _check_seed(out: Path, seed: int) -> None:
+def _open_data_set(out: Path, seed: int) -> None:
     """Shards that are there already are kept, so they must be of the same seed; the first build notes it."""
     from pixelis_jax.workdir.atomic import write_json
 
-    if seed < 0:
-        raise UserError(f"--seed must not be negative, got {seed}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is not a directory")
+    if out.exists():
+        check_directory("--out", out)
     note = out / "build.json"
     if not note.exists():
+        # What an interrupted write left is no obstacle.
+        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise UserError(f"--out: {out} holds files but no {note.name}: not a data set; give a new or empty directory")
         out.mkdir(parents=True, exist_ok=True)
         write_json(note, {"seed": seed})
-    elif json.loads(note.read_text()) != {"seed": seed}:
+        return
+    try:
+        noted = json.loads(note.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{note} cannot be read: {error}; give another directory") from error
+    if noted != {"seed": seed}:
         raise UserError(f"{out} was built with another --seed, see {note}; give another directory or the same seed")
 
 

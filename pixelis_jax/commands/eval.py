@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixelis_jax.commands.errors import UserError
+from tools_host.registry import did_you_mean
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pixelis_jax.commands.configs import add_config
 
     add_config(parser)
-    parser.add_argument("--model", required=True, help="a shipped name, a work directory or a directory in the published layout")
+    parser.add_argument(
+        "--model", required=True, help="a shipped name, a work directory, a checkpoint or a directory in the published layout"
+    )
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="where results, trajectories and report go")
 
 
@@ -81,7 +84,8 @@ def _check(path: Path, config: ConfigDict) -> None:
     check_fields(path, config, eval_scenes.get_config())
     check_counts(config.counts.to_dict(), config.workers)
     if config.split not in SPLITS:
-        raise UserError(f"{path}: no split {config.split!r} (known: {', '.join(SPLITS)})")
+        guess = did_you_mean(config.split, SPLITS)
+        raise UserError(f"{path}: no split {config.split!r}{guess} (known: {', '.join(SPLITS)})")
     if not (config.with_tools or config.no_tools):
         raise UserError(f"{path}: with_tools and no_tools are both false: nothing to ask")
     if config.samples < 0:

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replays every trajectory of the trace."""
+    from pixelis_jax.commands.checks import check_directory
     from pixelis_jax.commands.errors import UserError
     from pixelis_jax.rollout.replay import replay, tools_config
     from pixelis_jax.trajectory import read_trajectories
@@ -46,17 +47,16 @@ def run(args: argparse.Namespace) -> int:
 
     imports = parse_imports(args.imports)
     root = args.trace.parent if args.media_root is None else args.media_root
-    if not root.is_dir():
-        raise UserError(f"--media_root: {root} is not a directory")
+    check_directory("--media_root", root)
     # All of the trace is read before anything runs: a damaged line is bad input, not half an audit.
-    trajectories = list(read_trajectories(args.trace))
+    trajectories = list(read_trajectories(args.trace, consistent=False))
     if not trajectories:
         raise UserError(f"{args.trace}: holds no trajectory")
+    configs = [tools_config(trajectory, imports) for trajectory in trajectories]
     pools: dict[ToolsConfig, WorkerPool] = {}
     different, versions = 0, set()
     try:
-        for trajectory in trajectories:
-            config = tools_config(trajectory, imports)
+        for trajectory, config in zip(trajectories, configs, strict=True):
             if config not in pools:
                 # Workers, even for a single trajectory: they fix the thread counts that a call's answer depends on.
                 pools[config] = WorkerPool(config, workers=min(2, os.cpu_count() or 1), memo_bytes=0)

@@ -29,10 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the page."""
+    from pixelis_jax.commands.checks import check_directory, check_output_file
+    from pixelis_jax.commands.errors import UserError
     from pixelis_jax.report import write_report
 
+    if args.max_traces < 1:
+        raise UserError(f"--max_traces must be at least 1, got {args.max_traces}")
+    if args.media_root is not None:
+        check_directory("--media_root", args.media_root)
     first = args.sources[0]
     out = args.out or (first if first.is_dir() else first.parent) / "report.html"
+    check_output_file("--out", out)
     summary = write_report(args.sources, out, media_root=args.media_root, max_traces=args.max_traces)
     print(f"{out}: {summary}")
     return 0

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_imports(text: str) -> tuple[str, ...]:
-    """The modules of `--imports`, imported; raises UserError if one does not exist."""
+    """The modules of `--imports`, imported; raises UserError if one does not exist, or fails."""
     import importlib
 
     from pixelis_jax.commands.errors import UserError
@@ -76,6 +76,8 @@ def parse_imports(text: str) -> tuple[str, ...]:
             importlib.import_module(name)
         except (ImportError, TypeError) as error:  # TypeError: a relative name such as ".tools"
             raise UserError(f"--imports: there is no module {name!r}: {error}") from error
+        except (Exception, SystemExit) as error:  # the module is the user's own program, which can raise anything
+            raise UserError(f"--imports: {name}: {type(error).__name__}: {error}") from error
     return modules
 
 
@@ -119,10 +121,11 @@ def _run_tool(args: argparse.Namespace, config: ToolsConfig) -> int:
 
 def _arguments(text: str) -> dict[str, Any]:
     from pixelis_jax.commands.errors import UserError
+    from pixelis_jax.trajectory import TrajectoryError, strict_json
 
     try:
-        value = json.loads(text)
-    except ValueError as error:
+        value = strict_json(text)
+    except TrajectoryError as error:
         raise UserError(f"--args is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError("--args must be a JSON object, e.g. '{\"bbox_2d\": [0, 0, 500, 500]}'")
@@ -132,10 +135,12 @@ def _arguments(text: str) -> dict[str, Any]:
 def _write(directory: Path, environment: EpisodeEnvironment, observation: Observation) -> None:
     from pixelis_jax.report.drawing import draw_regions, save_png
     from pixelis_jax.trajectory.codec import to_json
+    from pixelis_jax.trajectory.io import AtomicFile
 
     directory.mkdir(parents=True, exist_ok=True)
     record = {"media": to_json(environment.media), "observation": to_json(observation)}
-    (directory / "observation.json").write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+    with AtomicFile(directory / "observation.json") as file:
+        file.write((json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode())
     for media_id in observation.media:
         save_png(directory / f"media-{media_id}.png", environment.pixels(media_id))
     for media_id, time_s in sorted({(region.media, region.time_s) for region in observation.regions}, key=str):

@@ -3,19 +3,21 @@
   pixelis train --config=configs/tiny_sft.py --workdir=runs/sft
   pixelis train --config=configs/tiny_sft.py --workdir=runs/sft --config.seed=1 --config.max_minutes=10
 
-The work directory holds config.json, environment.json, metrics, checkpoints, the data that was built for the run, and in the end
-`model/` in the published layout. It may be moved between two starts. Exit status: 0 finished, 1 diverged, 2 bad input, 3 stopped
-early (time limit, SIGTERM, Ctrl-C) with a checkpoint.
+The work directory holds config.json, environment.json, metrics, checkpoints, `policy/` (what they lack to be a MODEL), the data
+that was built for the run, and in the end `model/` in the published layout. It may be moved between two starts. Exit status: 0
+finished, 1 diverged, 2 bad input, 3 stopped early (time limit, SIGTERM, Ctrl-C) with a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixelis_jax.commands.errors import UserError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from pixelis_jax.commands.models import Loaded
     from pixelis_jax.data.records import EncodedExample
+    from pixelis_jax.policy import Qwen3VL
 
 DIVERGED, STOPPED_EARLY = 1, 3
 PHASES = ("look", "sft")
@@ -41,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds the data if there is none, trains, and writes the model."""
     from pixelis_jax.commands.configs import load_config
+    from pixelis_jax.sharding import initialize_distributed
 
     config = load_config(args.config, args.overrides)
+    initialize_distributed()
     _check(args.config, config)
     try:
         finished = train(config, args.workdir)
@@ -67,14 +72,17 @@ def train(config: ConfigDict, workdir: Path) -> bool:
       WorkdirError: The directory is another run's, or no work directory.
       FloatingPointError: The loss is no longer finite.
     """
+    import jax
+
     from pixelis_jax.commands import models
     from pixelis_jax.data.records import RecordSource
+    from pixelis_jax.policy.adapters import merge_adapters
     from pixelis_jax.rollout.agent import banned_ids
     from pixelis_jax.training import loop, sft
     from pixelis_jax.workdir import Workdir, describe_environment
 
     if config.init_from:
-        models.locate(config.init_from)
+        models.locate(config.init_from, finished=True)
     if config.data and not Path(config.data).exists():
         raise UserError(f"config.data: no such file: {config.data}")
     if config.data:
@@ -83,11 +91,15 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     environment = describe_environment(config.seed)
     Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=loop.MAY_DIFFER)
     _use_compilation_cache(workdir)
-    loaded = _initial(config, workdir)
-    data = Path(config.data) if config.data else build_data(config, workdir, loaded)
+    with _first_process_first():
+        loaded = _initial(config, workdir)
+        models.save_files(loaded.encoder, workdir / models.POLICY_FOLDER)
+        data = Path(config.data) if config.data else build_data(config, workdir, loaded)
     model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
     if result.finished and not (workdir / models.MODEL_FOLDER).exists():
-        models.save(model, loaded.encoder, workdir / models.MODEL_FOLDER)
+        _gather(model)
+        if jax.process_index() == 0:
+            models.save(merge_adapters(model), loaded.encoder, workdir / models.MODEL_FOLDER)
     return result.finished
 
 
@@ -156,11 +168,14 @@ def _check(path: Path, config: ConfigDict) -> None:
     from pixelis_jax.data.captions import KINDS
     from pixelis_jax.data.scenes import FAMILIES, SPLITS
     from pixelis_jax.data.traces import STYLES
+    from pixelis_jax.policy import ConfigError
     from pixelis_jax.sharding import create_mesh
+    from pixelis_jax.training import sft
 
     if config.get("phase") not in PHASES:
         raise UserError(f"{path}: phase is {config.get('phase')!r}, expected one of {', '.join(PHASES)}")
     check_fields(path, config, (tiny_base if config.phase == "look" else tiny_sft).get_config())
+    _check_ranges(path, config)
     if not 0 <= config.optimizer.warmup_steps < config.total_steps:
         warmup = f"optimizer.warmup_steps ({config.optimizer.warmup_steps})"
         raise UserError(f"{path}: {warmup} must be at least 0 and less than total_steps ({config.total_steps})")
@@ -182,10 +197,64 @@ def _check(path: Path, config: ConfigDict) -> None:
             _ = FAMILIES[family]
             if not 0 <= share <= 1:
                 raise UserError(f"{path}: scenes.answer_only.{family} is a share, got {share}")
+    if config.trainable not in sft.TRAINABLE:
+        raise UserError(f"{path}: trainable is {config.trainable!r}, known are {', '.join(sft.TRAINABLE)}")
+    if (config.trainable == "adapters") != bool(config.lora.rank):
+        raise UserError(
+            f"{path}: lora.rank is {config.lora.rank}, but trainable is {config.trainable!r}: adapters go with adapters"
+        )
+    try:
+        model_options(config)
+    except (ConfigError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from error
     try:
         create_mesh(**config.mesh)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path}: mesh: {error}") from error
+
+
+def _check_ranges(path: Path, config: ConfigDict) -> None:
+    """Raises UserError for a number that no run can have."""
+    from pixelis_jax.commands.checks import SEEDS
+    from pixelis_jax.commands.configs import flat, is_free
+
+    def whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
+        return isinstance(value, int) and least <= value < below
+
+    def number(value: Any, least: float = 0.0, below: float = math.inf) -> bool:
+        return isinstance(value, int | float) and least <= value < below
+
+    def several(fits: Callable[[Any], bool]) -> Callable[[Sequence[Any]], bool]:
+        return lambda values: len(values) > 0 and all(map(fits, values))
+
+    ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("a whole number of at least 1", whole, "total_steps operations loss.chunk buckets.tokens_per_batch"),
+        ("a whole number in 0 .. 2^32 - 1", lambda value: whole(value, 0, SEEDS), "seed scenes.seed"),
+        ("whole numbers of at least 1", several(whole), "buckets.tokens buckets.frames"),
+        (
+            "a number above 0",
+            lambda value: number(value) and value > 0,
+            "optimizer.learning_rate optimizer.eps optimizer.clip_norm loss.beta",
+        ),
+        (
+            "a number of at least 0",
+            number,
+            "optimizer.weight_decay optimizer.final_ratio loss.heads_weight loss.patches_weight loss.iou_weight "
+            "checkpoint_every_minutes max_minutes",
+        ),
+        ("at least 0 and less than 1", lambda value: number(value, 0, 1), "optimizer.b1 optimizer.b2"),
+        ("numbers", several(lambda value: number(value, -math.inf)), "pixels.mean"),
+        ("numbers above 0", several(lambda value: number(value) and value > 0), "pixels.std"),
+        ("a share, 0 to 1", lambda value: number(value) and value <= 1, "scenes.asked_share"),
+    )
+    values = flat(config.to_dict())
+    for words, fits, names in ranges:
+        for name in names.split():
+            if values.get(name) is not None and not fits(values[name]):
+                raise UserError(f"{path}: {name} must be {words}, got {values[name]!r}")
+    for name, value in values.items():
+        if is_free(name) and not number(value, -math.inf):
+            raise UserError(f"{path}: {name} must be a number, got {value!r}")
 
 
 def _initial(config: ConfigDict, workdir: Path) -> Loaded:
@@ -198,8 +267,9 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
     from pixelis_jax.policy.initialization import scale_by_fan_in
     from pixelis_jax.trajectory import PolicyInfo
 
+    options = model_options(config)
     if config.init_from:
-        loaded = models.load(config.init_from)
+        loaded = models.load(config.init_from, **options)
         prompt = dataclasses.replace(loaded.encoder.prompt, blind=config.blind)
         return dataclasses.replace(loaded, encoder=dataclasses.replace(loaded.encoder, prompt=prompt))
     initial = workdir / "initial"
@@ -209,8 +279,54 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
         model = Qwen3VL(encoder.model, rngs=nnx.Rngs(config.seed))
         scale_by_fan_in(model)
         models.save(model, encoder, initial)
-    loaded = models.load(str(initial))
+    loaded = models.load(str(initial), **options)
     return models.Loaded(model=loaded.model, encoder=loaded.encoder, info=PolicyInfo(model="new"))
+
+
+def model_options(config: ConfigDict) -> dict[str, Any]:
+    """`execution`, `precision` and `lora` of a config, as the policy takes them.
+
+    Raises:
+      ConfigError: A value that the policy does not know.
+    """
+    from pixelis_jax.policy import Execution, Lora, Precision
+
+    lora = Lora(**config.lora) if config.lora.rank else None
+    precision = Precision(**{name: _number_format(name, config.precision[name]) for name in ("params", "compute")})
+    return {"execution": Execution(**config.execution), "precision": precision, "lora": lora}
+
+
+def _number_format(field: str, name: str) -> Any:
+    from pixelis_jax.policy import ConfigError
+
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"precision.{field} is {name!r}, known are float32, bfloat16")
+    import jax.numpy as jnp
+
+    return getattr(jnp, name)
+
+
+@contextlib.contextmanager
+def _first_process_first() -> Iterator[None]:
+    """Lets the first process go through a block alone; the others come after it and find the files that it wrote."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("files")
+    yield
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("files")
+
+
+def _gather(model: Qwen3VL) -> None:
+    """Brings all parameters to every process, in place; a single process has them."""
+    import jax
+    from flax import nnx
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        nnx.update(model, multihost_utils.process_allgather(nnx.state(model), tiled=True))
 
 
 def _use_compilation_cache(workdir: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import multiprocessing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 from pixelis_jax.data.scenes import FAMILIES, SPLITS, Scene, Split, generate, reframe
 from pixelis_jax.data.scenes.randomness import generator
 from pixelis_jax.data.traces import STYLES, Style, make_example, oracle_trajectory
-from pixelis_jax.data.workers import single_thread
+from pixelis_jax.data.workers import process_pool, single_thread
 from pixelis_jax.trajectory import Example, Trajectory
 from pixelis_jax.trajectory.io import read_examples, read_trajectories, write_examples, write_trajectories
 from tools_host.config import ToolsConfig
@@ -99,9 +98,7 @@ def build(
     if workers == 0:
         yield from map(write_shard, missing)
         return
-    # Spawned: a fork would copy whatever device state the parent holds.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=single_thread) as executor:
+    with process_pool(workers, initializer=single_thread) as executor:
         for done in concurrent.futures.as_completed([executor.submit(write_shard, shard) for shard in missing]):
             yield done.result()
 

@@ -130,14 +130,21 @@ class Encoder:
         """Reads a model directory: config.json, tokenizer.json, preprocessor_config.json, pixelis.json.
 
         Raises:
-          ValueError: A file is missing or malformed.
+          ValueError: A file is missing or malformed, or the images are not cut into the patches that the model takes.
         """
         directory = epath.Path(directory)
         prompt = PromptConfig.load(directory)
+        model = Qwen3VLConfig.from_json(directory / "config.json")
+        images = processing.ProcessingConfig.from_json(directory)
+        cut = images.patch_size, images.temporal_patch_size, images.merge_size
+        taken = model.vision.patch_size, model.vision.temporal_patch_size, model.vision.spatial_merge_size
+        if cut != taken:
+            names = "patch_size, temporal_patch_size and merge_size"
+            raise ValueError(f"{directory}: {names} are {cut} in preprocessor_config.json, {taken} in config.json")
         return cls(
-            model=Qwen3VLConfig.from_json(directory / "config.json"),
+            model=model,
             tokenizer=TextTokenizer.load(directory),
-            processing=_limited(processing.ProcessingConfig.from_json(directory), prompt.patch_bucket),
+            processing=_limited(images, prompt.patch_bucket),
             prompt=prompt,
         )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from pixelis_jax.data.scenes import FAMILIES, Place, Split, generate
 from pixelis_jax.data.scenes.randomness import generator
 from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.data.traces import make_example, oracle_trajectory, placer
-from pixelis_jax.data.workers import single_thread
+from pixelis_jax.data.workers import process_pool, single_thread
 from tools_host.config import ToolsConfig
 from tools_host.pool import InlinePool
 from tools_host.protocol import Box
@@ -42,9 +40,8 @@ def chain_scores(
     Yields:
       Family, chain, and the verifier's score of each scene, in the order of families and chains.
     """
-    context = multiprocessing.get_context("spawn")
     work = functools.partial(_score, split=split, seed=seed)
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=single_thread) as executor:
+    with process_pool(workers, initializer=single_thread) as executor:
         futures = {
             (family, chain): [
                 executor.submit(work, family, chain, start, min(start + _CHUNK, first + count))

@@ -2,7 +2,7 @@
 
 The vocabulary of Qwen3-VL has 151,936 entries: logits of a batch would be its largest array by far. Only a weighted
 position needs any, so callers first gather those (`select_weighted`) and then reduce them chunk by chunk
-(`token_log_probs`); the backward pass computes each chunk again instead of keeping it.
+(`token_log_probs`), a part of the vocabulary at a time; the backward pass computes each chunk again instead of keeping it.
 """
 
 import functools
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 # Logit of a banned token. Finite, so that a zero weight on a banned target gives 0 and not NaN.
@@ -51,15 +52,20 @@ def select_weighted(hidden: Float[Array, "N D"], weights: Float[Array, " N"], ca
 
 
 def token_log_probs(
-    hidden: Float[Array, "N D"],
+    hidden: Float[Array, "*B N D"],
     unembedding: Float[Array, "V D"],
-    targets: Int[Array, " N"],
+    targets: Int[Array, "*B N"],
     *,
     temperature: float = 1.0,
     banned: Bool[Array, " V"] | None = None,
     chunk: int = 1024,
-) -> Float[Array, " N"]:
+    vocab_chunk: int = 1 << 30,
+    vocab_axis: str | None = None,
+) -> Float[Array, "*B N"]:
     """Computes `log softmax(ban(hidden @ unembedding.T / temperature))[targets]` in float32.
+
+    The one function behind imitation, policy gradient, divergence and test-time updates. Forward and backward pass make logits
+    of a chunk of positions and a chunk of the vocabulary at a time; what the backward pass keeps is one number a position.
 
     Args:
       hidden: final hidden states.
@@ -67,27 +73,123 @@ def token_log_probs(
       targets: the token whose log-probability is asked for at each position, in `[0, V)`.
       temperature: divides the logits before the ban, as the sampler does.
       banned: tokens that take no probability, at the same static set as in the sampler.
-      chunk: positions reduced at a time; the largest temporary array is `[chunk, V]`.
+      chunk: positions of each row reduced at a time.
+      vocab_chunk: most tokens of the vocabulary at a time. They are split evenly, so it is a divisor of V that counts.
+      vocab_axis: mesh axis over which V is split, inside a `jax.shard_map`; `targets` count over all of it, `banned` is the
+        shard's own.
 
     Returns:
       Log-probabilities; about `BANNED_LOGIT` for a banned target.
     """
-    chex.assert_rank([hidden, unembedding, targets], [2, 2, 1])
-    chex.assert_equal_shape_prefix([hidden, targets], 1)
-    count = hidden.shape[0]
+    chex.assert_rank([unembedding, hidden], [2, targets.ndim + 1])
+    chex.assert_equal_shape_prefix([hidden, targets], targets.ndim)
+    count = targets.shape[-1]
     chunk = min(chunk, count)
     padding = -count % chunk
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[1])
-    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
-    unembedding = unembedding.astype(hidden.dtype)
+    # Chunks go first, for the loop; rows stay an axis of their own, because a mesh splits them.
+    hidden = jnp.pad(hidden, [(0, 0)] * (hidden.ndim - 2) + [(0, padding), (0, 0)])
+    targets = jnp.pad(targets, [(0, 0)] * (targets.ndim - 1) + [(0, padding)])
+    hidden = jnp.moveaxis(hidden.reshape(*targets.shape[:-1], -1, chunk, hidden.shape[-1]), -3, 0)
+    targets = jnp.moveaxis(targets.reshape(*targets.shape[:-1], -1, chunk), -2, 0)
+    vocab = unembedding.shape[0]
+    blocks = next(n for n in range(-(-vocab // vocab_chunk), vocab + 1) if vocab % n == 0)
+    if banned is None:
+        banned = jnp.zeros(vocab, bool)
+    log_probs = _log_probs(hidden, unembedding.astype(hidden.dtype), targets, banned, temperature, blocks, vocab_axis)
+    return jnp.moveaxis(log_probs, 0, -2).reshape(*targets.shape[1:-1], -1)[..., :count]
 
-    # The checkpoint is what keeps the logits of all chunks from being saved for the backward pass.
-    @jax.checkpoint
-    def one_chunk(hidden_c: Float[Array, "c D"], targets_c: Int[Array, " c"]) -> Float[Array, " c"]:
-        logits = jnp.einsum("cd,vd->cv", hidden_c, unembedding, preferred_element_type=jnp.float32) / temperature
-        if banned is not None:
-            logits = jnp.where(banned, BANNED_LOGIT, logits)
-        chosen = jnp.take_along_axis(logits, targets_c[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    return jax.lax.map(lambda rows: one_chunk(*rows), (hidden, targets)).reshape(-1)[:count]
+def _logits(hidden: Array, block: Array, banned: Array, temperature: float) -> Array:
+    logits = jnp.einsum("...d,vd->...v", hidden, block, preferred_element_type=jnp.float32) / temperature
+    return jnp.where(banned, BANNED_LOGIT, logits)
+
+
+def _blocks(unembedding: Array, banned: Array, blocks: int, vocab_axis: str | None) -> tuple[Array, Array, Array]:
+    """Chunks of the vocabulary: embeddings, bans, and the number of each one's first token."""
+    size = unembedding.shape[0] // blocks
+    first = jnp.arange(blocks) * size
+    if vocab_axis:
+        first += jax.lax.axis_index(vocab_axis) * unembedding.shape[0]
+    return unembedding.reshape(blocks, size, -1), banned.reshape(blocks, size), first
+
+
+def _reduce(
+    hidden: Array, unembedding: Array, targets: Array, banned: Array, temperature: float, blocks: int, vocab_axis: str | None
+) -> tuple[Array, Array]:
+    """Logit of each target and log of the sum of all exponentials, `[chunks, *B, c]` each."""
+
+    def one_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array]:
+        hidden_c, targets_c = rows
+
+        def one_block(
+            carry: tuple[Array, Array, Array], part: tuple[Array, Array, Array]
+        ) -> tuple[tuple[Array, Array, Array], None]:
+            top, total, chosen = carry
+            block, ban, first = part
+            logits = _logits(hidden_c, block, ban, temperature)
+            higher = jnp.maximum(top, logits.max(axis=-1))
+            total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[..., None]).sum(axis=-1)
+            place = targets_c - first
+            inside = (place >= 0) & (place < len(block))
+            found = jnp.take_along_axis(logits, jnp.clip(place, 0, len(block) - 1)[..., None], axis=-1)[..., 0]
+            return (higher, total, jnp.where(inside, found, chosen)), None
+
+        shape = targets_c.shape
+        start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.full(shape, -jnp.inf))
+        (top, total, chosen), _ = jax.lax.scan(one_block, start, _blocks(unembedding, banned, blocks, vocab_axis))
+        if vocab_axis:
+            highest = jax.lax.pmax(top, vocab_axis)
+            total, top = jax.lax.psum(total * jnp.exp(top - highest), vocab_axis), highest
+            chosen = jax.lax.pmax(chosen, vocab_axis)
+        return chosen, top + jnp.log(total)
+
+    return jax.lax.map(one_chunk, (hidden, targets))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _log_probs(
+    hidden: Array, unembedding: Array, targets: Array, banned: Array, temperature: float, blocks: int, vocab_axis: str | None
+) -> Array:
+    chosen, normaliser = _reduce(hidden, unembedding, targets, banned, temperature, blocks, vocab_axis)
+    return chosen - normaliser
+
+
+def _log_probs_forward(
+    hidden: Array, unembedding: Array, targets: Array, banned: Array, temperature: float, blocks: int, vocab_axis: str | None
+) -> tuple[Array, tuple[Array, ...]]:
+    chosen, normaliser = _reduce(hidden, unembedding, targets, banned, temperature, blocks, vocab_axis)
+    return chosen - normaliser, (hidden, unembedding, targets, banned, normaliser)
+
+
+def _log_probs_backward(
+    temperature: float, blocks: int, vocab_axis: str | None, kept: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array, np.ndarray, np.ndarray]:
+    hidden, unembedding, targets, banned, normaliser = kept
+    if vocab_axis:
+        # `jax.shard_map` hands each device its share of the gradient of a result that all of them hold.
+        gradient = jax.lax.psum(gradient, vocab_axis)
+
+    def one_block(to_hidden: Array, part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        block, ban, first = part
+
+        def one_chunk(to_block: Array, rows: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+            hidden_c, targets_c, normaliser_c, gradient_c = rows
+            logits = _logits(hidden_c, block, ban, temperature)
+            hit = (targets_c - first)[..., None] == jnp.arange(len(block))
+            to_logits = gradient_c[..., None] * (hit - jnp.exp(logits - normaliser_c[..., None])) / temperature
+            to_logits = jnp.where(ban, 0, to_logits).astype(hidden_c.dtype)
+            to_block += jnp.einsum("...cv,...cd->vd", to_logits, hidden_c, preferred_element_type=jnp.float32)
+            return to_block, jnp.einsum("...cv,vd->...cd", to_logits, block, preferred_element_type=jnp.float32)
+
+        start = jnp.zeros(block.shape, jnp.float32)
+        to_block, added = jax.lax.scan(one_chunk, start, (hidden, targets, normaliser, gradient))
+        return to_hidden + added, to_block.astype(block.dtype)
+
+    parts = _blocks(unembedding, banned, blocks, vocab_axis)
+    to_hidden, to_unembedding = jax.lax.scan(one_block, jnp.zeros(hidden.shape, jnp.float32), parts)
+    # Integers have no gradient.
+    no_targets, no_banned = (np.zeros(array.shape, jax.dtypes.float0) for array in (targets, banned))
+    return to_hidden.astype(hidden.dtype), to_unembedding.reshape(unembedding.shape), no_targets, no_banned
+
+
+_log_probs.defvjp(_log_probs_forward, _log_probs_backward)

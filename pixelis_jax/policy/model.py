@@ -1,4 +1,4 @@
-"""Qwen3-VL (dense): vision tower, decoder, and the joint between them."""
+"""Qwen3-VL: vision tower, decoder, and the joint between them."""
 
 import chex
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pixelis_jax.policy import layers
-from pixelis_jax.policy.config import Precision, Qwen3VLConfig
+from pixelis_jax.policy.config import Execution, Lora, Precision, Qwen3VLConfig
 from pixelis_jax.policy.kv_cache import KVCache
 from pixelis_jax.policy.text import TextDecoder
 from pixelis_jax.policy.vision import VisionInputs, VisionTower, VisualFeatures
@@ -19,21 +19,33 @@ class Qwen3VL(nnx.Module):
     are static. Parameters of the released models load through `pixelis_jax.policy.weights`.
     """
 
-    def __init__(self, config: Qwen3VLConfig, *, precision: Precision | None = None, remat: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Qwen3VLConfig,
+        *,
+        precision: Precision | None = None,
+        execution: Execution | None = None,
+        lora: Lora | None = None,
+        rngs: nnx.Rngs,
+    ):
         """Creates a randomly initialised model.
 
         Args:
           config: architecture.
           precision: number formats; float32 by default.
-          remat: recompute each layer's activations in the backward pass instead of keeping them.
+          execution: how it is computed; layer by layer by default.
+          lora: adapters; none by default.
           rngs: stream ``params`` for the initialisation.
         """
-        precision = precision or Precision()
-        self.visual = VisionTower(config.vision, precision=precision, remat=remat, rngs=rngs)
-        self.decoder = TextDecoder(config.text, precision=precision, remat=remat, rngs=rngs)
+        precision, execution = precision or Precision(), execution or Execution()
+        taps = len(config.vision.deepstack_visual_indexes)
+        self.visual = VisionTower(config.vision, precision=precision, execution=execution, rngs=rngs)
+        self.decoder = TextDecoder(config.text, precision=precision, execution=execution, taps=taps, lora=lora, rngs=rngs)
         self.lm_head = None if config.tie_word_embeddings else _lm_head(config, precision, rngs)
         self.config = config
         self.precision = precision
+        self.execution = execution
+        self.lora = lora
 
     def encode_vision(self, vision: VisionInputs) -> VisualFeatures:
         """Encodes the frames of a batch: tokens ``[B, F * S/4, D]`` and DeepStack features ``[K, B, F * S/4, D]``."""

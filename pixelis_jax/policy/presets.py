@@ -1,4 +1,6 @@
-"""Configurations of the released dense Qwen3-VL models and of the tiny policy."""
+"""Configurations of the released Qwen3-VL models and of the tiny policy."""
+
+import dataclasses
 
 from pixelis_jax.policy.config import Qwen3VLConfig, TextConfig, VisionConfig
 
@@ -21,6 +23,13 @@ def qwen3_vl_8b() -> Qwen3VLConfig:
 def qwen3_vl_32b() -> Qwen3VLConfig:
     """Qwen3-VL-32B."""
     return _released(hidden=5120, layers=64, heads=64, mlp=25_600, tied=False, vision=_large_vision(5120))
+
+
+def qwen3_vl_30b_a3b() -> Qwen3VLConfig:
+    """Qwen3-VL-30B-A3B, a mixture of 128 experts of which each token meets 8."""
+    config = _released(hidden=2048, layers=48, heads=32, mlp=6144, tied=False, vision=_large_vision(2048), kv_heads=4)
+    text = dataclasses.replace(config.text, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768)
+    return dataclasses.replace(config, text=text)
 
 
 def tiny(*, vocab_size: int, **token_ids: int) -> Qwen3VLConfig:
@@ -67,19 +76,31 @@ def tiny(*, vocab_size: int, **token_ids: int) -> Qwen3VLConfig:
     return Qwen3VLConfig(text=text, vision=vision, tie_word_embeddings=True, **ids)
 
 
-def _released(*, hidden: int, layers: int, heads: int, mlp: int, tied: bool, vision: VisionConfig) -> Qwen3VLConfig:
+def _released(
+    *, hidden: int, layers: int, heads: int, mlp: int, tied: bool, vision: VisionConfig, kv_heads: int = 8
+) -> Qwen3VLConfig:
     text = TextConfig(
         vocab_size=151_936,
         hidden_size=hidden,
         intermediate_size=mlp,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=8,
+        num_key_value_heads=kv_heads,
         head_dim=128,
         rope_theta=5_000_000.0,
         mrope_section=(24, 20, 20),
     )
     return Qwen3VLConfig(text=text, vision=vision, tie_word_embeddings=tied, bos_token_id=151_643)
+
+
+PRESETS = {
+    "qwen3_vl_2b": qwen3_vl_2b,
+    "qwen3_vl_4b": qwen3_vl_4b,
+    "qwen3_vl_8b": qwen3_vl_8b,
+    "qwen3_vl_32b": qwen3_vl_32b,
+    "qwen3_vl_30b_a3b": qwen3_vl_30b_a3b,
+}
+"""Released models by name, for configs."""
 
 
 def _small_vision(out_hidden: int) -> VisionConfig:

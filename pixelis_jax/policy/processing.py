@@ -52,6 +52,16 @@ class ProcessingConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     fit_side: int | None = None
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("mean", "std"):
+                least = 0.0 if field.name == "std" else -math.inf
+                if len(value) != 3 or not all(isinstance(item, int | float) and least < item < math.inf for item in value):
+                    raise ValueError(f"{field.name} is {value!r}, expected three numbers{' above 0' if least == 0 else ''}")
+            elif not (field.name == "fit_side" and value is None) and (type(value) is not int or value < 1):
+                raise ValueError(f"{field.name} is {value!r}, expected a positive integer")
+
     @classmethod
     def tiny(cls) -> Self:
         """Thumbnails of at most 64 x 64 pixels in patches of 8."""
@@ -82,12 +92,14 @@ class ProcessingConfig:
             name: name for name in ("patch_size", "temporal_patch_size", "merge_size")
         }
         fields = {ours: raw[theirs] for theirs, ours in names.items() if raw.get(theirs) is not None}
-        fields |= {name: tuple(fields[name]) for name in ("mean", "std") if name in fields}
         fields |= _limits(raw, "")
         video = path.parent / "video_preprocessor_config.json"
         if video.exists():
             fields |= _limits(_read(video), "video_")
-        return cls(**fields)
+        try:
+            return cls(**fields | {name: tuple(fields[name]) for name in ("mean", "std") if name in fields})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
         """Returns the layout of ``preprocessor_config.json``."""
@@ -352,6 +364,8 @@ def _read(path: epath.Path) -> Mapping[str, Any]:
         raw = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot read processing settings from {path}: {error}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("size") or {}, dict):
+        raise ValueError(f"{path}: expected an object, with an object as size")
     known = {"patch_size", "temporal_patch_size", "merge_size", "size", "min_pixels", "max_pixels", "fit_side"}
     unknown = sorted(raw.keys() - known - _INERT - _FIXED.keys() - {"image_mean", "image_std"})
     if unknown:

@@ -1,15 +1,17 @@
-"""The decoder of Qwen3-VL: grouped-query attention with per-head norms, SwiGLU, DeepStack features added on the way."""
+"""The decoder of Qwen3-VL: grouped-query attention with per-head norms, SwiGLU or experts, DeepStack features on the way."""
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from pixelis_jax.policy import layers
-from pixelis_jax.policy.config import Precision, TextConfig
+from pixelis_jax.policy import attention, layers, stack
+from pixelis_jax.policy.config import Execution, Lora, Precision, TextConfig
 from pixelis_jax.policy.kv_cache import KVCache
+from pixelis_jax.policy.moe import MixtureOfExperts
 from pixelis_jax.policy.rotary import rotate, text_angles
+from pixelis_jax.sharding import constrain
 
 
 @struct.dataclass
@@ -20,18 +22,26 @@ class AttentionContext:
       cos, sin: rotary table of the T tokens, float32 ``[B, 1, T, Dh / 2]``.
       chunk_bias: added to scores between the T tokens, repeated for the G query heads of a group, float32
         ``[B, 1, G * T, T]``.
+        None where `splash` attends, which takes the segments themselves.
       past_bias: added to scores on the cache, float32 ``[B, 1, 1, C]``; None without a cache.
+      segments: int32 ``[B, T]``, 0 = padding.
     """
 
     cos: jax.Array
     sin: jax.Array
-    chunk_bias: jax.Array
+    chunk_bias: jax.Array | None
     past_bias: jax.Array | None
+    segments: jax.Array
 
     @classmethod
-    def create(cls, positions: jax.Array, segments: jax.Array, cache: KVCache | None, config: TextConfig) -> "AttentionContext":
+    def create(
+        cls, positions: jax.Array, segments: jax.Array, cache: KVCache | None, config: TextConfig, *, splash: bool = False
+    ) -> "AttentionContext":
         """Builds the context from positions ``[B, T, 3]`` and segment ids ``[B, T]`` (0 = padding)."""
         angles = text_angles(positions, config)[:, None]
+        if splash:
+            tables = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+            return cls(cos=tables[0], sin=tables[1], chunk_bias=None, past_bias=None, segments=segments)
         count = segments.shape[1]
         causal = jnp.tril(jnp.ones((count, count), bool))
         visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0) & causal
@@ -40,7 +50,7 @@ class AttentionContext:
             past = _bias(jnp.arange(cache.capacity) < cache.length[:, None])[:, None, None, :]
         # Repeated here once: a broadcast over a fifth dimension in every layer doubles the cost of attention on CPU.
         chunk = jnp.tile(_bias(visible), (1, config.num_attention_heads // config.num_key_value_heads, 1))[:, None]
-        context = cls(cos=jnp.cos(angles), sin=jnp.sin(angles), chunk_bias=chunk, past_bias=past)
+        context = cls(cos=jnp.cos(angles), sin=jnp.sin(angles), chunk_bias=chunk, past_bias=past, segments=segments)
         # Without the barrier XLA computes these again inside every layer's fusions.
         return jax.lax.optimization_barrier(context)
 
@@ -52,14 +62,14 @@ def _bias(visible: jax.Array) -> jax.Array:
 class TextAttention(nnx.Module):
     """Causal grouped-query attention; keys and values of a group are shared, never repeated in memory."""
 
-    def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, precision: Precision, lora: Lora | None = None, rngs: nnx.Rngs):
         size, width = config.hidden_size, config.head_dim
         queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
-        linear = functools.partial(layers.Linear, bias=False, stddev=config.initializer_range, precision=precision, rngs=rngs)
-        self.q_proj = linear(size, queries, axes=("embed", "heads"))
-        self.k_proj = linear(size, keys, axes=("embed", "kv_heads"))
-        self.v_proj = linear(size, keys, axes=("embed", "kv_heads"))
-        self.o_proj = linear(queries, size, axes=("heads", "embed"))
+        linear = _projection(config, precision, lora, rngs)
+        self.q_proj = linear("q_proj", size, queries, axes=("embed", "heads"))
+        self.k_proj = linear("k_proj", size, keys, axes=("embed", "kv_heads"))
+        self.v_proj = linear("v_proj", size, keys, axes=("embed", "kv_heads"))
+        self.o_proj = linear("o_proj", queries, size, axes=("heads", "embed"))
         self.q_norm = layers.RMSNorm(width, eps=config.rms_norm_eps, precision=precision)
         self.k_norm = layers.RMSNorm(width, eps=config.rms_norm_eps, precision=precision)
         self.kv_heads = config.num_key_value_heads
@@ -80,9 +90,14 @@ class TextAttention(nnx.Module):
           ``[B, T, D]`` and the chunk's own keys and values, each ``[B, Hkv, T, Dh]``.
         """
         batch, count, _ = x.shape
-        q = rotate(self.q_norm(self._heads(self.q_proj(x))), context.cos, context.sin)
-        k = rotate(self.k_norm(self._heads(self.k_proj(x))), context.cos, context.sin)
-        v = self._heads(self.v_proj(x))
+        q = constrain(self._heads(self.q_proj(x)), "batch", "act_heads", "length", None)
+        q = rotate(self.q_norm(q), context.cos, context.sin)
+        # Keys and values of all tokens are needed everywhere on the context axis.
+        k, v = (constrain(self._heads(p(x)), "batch", "act_kv_heads", None, None) for p in (self.k_proj, self.v_proj))
+        k = rotate(self.k_norm(k), context.cos, context.sin)
+        if context.chunk_bias is None:
+            mixed = attention.splash(q * self.head_dim**-0.5, k, v, context.segments, causal=True)
+            return self._joined(mixed), (k, v)
         # The query heads of one group become extra rows of one matrix product: [B, Hkv, G * T, Dh].
         grouped = q.reshape(batch, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
         scores = _scores(grouped, k) + context.chunk_bias
@@ -95,8 +110,12 @@ class TextAttention(nnx.Module):
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights[..., capacity:], v)
         if past is not None:
             mixed += jnp.einsum("bhqk,bhkd->bhqd", weights[..., :capacity], past[1].astype(self.compute))
-        mixed = jnp.transpose(mixed.reshape(batch, -1, count, self.head_dim), (0, 2, 1, 3))
-        return self.o_proj(mixed.reshape(batch, count, -1)), (k, v)
+        return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), (k, v)
+
+    def _joined(self, mixed: jax.Array) -> jax.Array:
+        """Joins heads ``[B, H, T, Dh]`` to ``[B, T, D]``."""
+        batch, _, count, _ = mixed.shape
+        return self.o_proj(jnp.transpose(mixed, (0, 2, 1, 3)).reshape(batch, count, -1))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         """Splits ``[B, T, H * Dh]`` into ``[B, H, T, Dh]``."""
@@ -111,51 +130,73 @@ def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
 class TextMLP(nnx.Module):
     """SwiGLU (Shazeer, https://arxiv.org/abs/2002.05202)."""
 
-    def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, precision: Precision, lora: Lora | None = None, rngs: nnx.Rngs):
         size, wide = config.hidden_size, config.intermediate_size
-        linear = functools.partial(layers.Linear, bias=False, stddev=config.initializer_range, precision=precision, rngs=rngs)
-        self.gate_proj = linear(size, wide, axes=("embed", "mlp"))
-        self.up_proj = linear(size, wide, axes=("embed", "mlp"))
-        self.down_proj = linear(wide, size, axes=("mlp", "embed"))
+        linear = _projection(config, precision, lora, rngs)
+        self.gate_proj = linear("gate_proj", size, wide, axes=("embed", "mlp"))
+        self.up_proj = linear("up_proj", size, wide, axes=("embed", "mlp"))
+        self.down_proj = linear("down_proj", wide, size, axes=("mlp", "embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        wide = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(constrain(wide, "batch", "length", "act_mlp"))
 
 
 class DecoderLayer(nnx.Module):
     """Pre-norm decoder layer."""
 
-    def __init__(self, config: TextConfig, *, precision: Precision, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, precision: Precision, lora: Lora | None = None, rngs: nnx.Rngs):
         self.input_norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, precision=precision)
-        self.attn = TextAttention(config, precision=precision, rngs=rngs)
+        self.attn = TextAttention(config, precision=precision, lora=lora, rngs=rngs)
         self.post_attention_norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, precision=precision)
-        self.mlp = TextMLP(config, precision=precision, rngs=rngs)
+        if config.num_experts:
+            self.mlp: TextMLP | MixtureOfExperts = MixtureOfExperts(config, precision=precision, rngs=rngs)
+        else:
+            self.mlp = TextMLP(config, precision=precision, lora=lora, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, context: AttentionContext, past: tuple[jax.Array, jax.Array] | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Maps ``[B, T, D]`` to ``[B, T, D]``; other arguments and results as in `TextAttention`."""
+        x = constrain(x, "batch", "length", "act_embed")
         mixed, chunk = self.attn(self.input_norm(x), context, past)
         x = x + mixed
-        return x + self.mlp(self.post_attention_norm(x)), chunk
+        x = x + self.mlp(self.post_attention_norm(x))
+        return constrain(x, "batch", "length", "act_embed"), chunk
 
 
 class TextDecoder(nnx.Module):
     """Embedding, decoder layers, final norm."""
 
-    def __init__(self, config: TextConfig, *, precision: Precision, remat: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        precision: Precision,
+        execution: Execution,
+        taps: int,
+        lora: Lora | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Creates the decoder; behind each of its first `taps` layers a DeepStack feature is added."""
         shape = (config.vocab_size, config.hidden_size)
         table = jax.random.normal(rngs.params(), shape, precision.params) * config.initializer_range
         self.embedding = nnx.Param(table, logical_axes=("vocab", "embed"))
-        self.layers = nnx.List([DecoderLayer(config, precision=precision, rngs=rngs) for _ in range(config.num_hidden_layers)])
+        made = [DecoderLayer(config, precision=precision, lora=lora, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        unrolled = taps if execution.scan_layers else len(made)
+        self.layers = nnx.List(made[:unrolled])
+        self.stacked = stack.stack(made[unrolled:]) if made[unrolled:] else None
         self.norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, precision=precision)
         self.config = config
         self.compute = precision.compute
-        self.remat = remat
+        self.execution = execution
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Returns the embeddings ``[B, T, D]`` of ids ``[B, T]``."""
-        return jnp.take(self.embedding[...], ids, axis=0).astype(self.compute)
+        # Each device looks up its own columns for the tokens of its group, which then go to where the rows live: the table is
+        # never gathered, nor is its gradient.
+        found = jnp.take(self.embedding[...], constrain(ids, "lookup_batch", None), axis=0).astype(self.compute)
+        return constrain(constrain(found, "lookup_batch", None, "embed"), "batch", "length", "act_embed")
 
     def __call__(
         self,
@@ -177,16 +218,46 @@ class TextDecoder(nnx.Module):
         Returns:
           Hidden states after the final norm, ``[B, T, D]``, and the cache with the chunk appended.
         """
-        context = AttentionContext.create(positions, segments, cache, self.config)
-        layer_call = nnx.remat(DecoderLayer.__call__) if self.remat else DecoderLayer.__call__
+        remat = self.execution.remat
+        splash = self.execution.attention == "splash" and cache is None
+        context = AttentionContext.create(positions, segments, cache, self.config, splash=splash)
+
+        def call(
+            layer: DecoderLayer, x: jax.Array, past: tuple[jax.Array, jax.Array] | None
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+            x, chunk = layer(x, context, past)
+            return x, None if cache is None else chunk
+
         chunks = []
         for index, layer in enumerate(self.layers):
             past = None if cache is None else (cache.k[index], cache.v[index])
-            x, chunk = layer_call(layer, x, context, past)
+            x, chunk = stack.run(layer, call, x, past, remat=remat)
             if deepstack is not None and index < deepstack.shape[0]:
                 x = x + deepstack[index]
             chunks.append(chunk)
+        stacked_chunk = None
+        if self.stacked is not None:
+            past = None if cache is None else cache.stacked
+            x, stacked_chunk = stack.scan(self.stacked, call, x, past, remat=remat)
         if cache is not None:
-            keys, values = zip(*chunks, strict=True)
-            cache = cache.append(keys, values, segments != 0)
+            cache = cache.append(chunks, stacked_chunk, segments != 0)
         return self.norm(x), cache
+
+
+def _projection(config: TextConfig, precision: Precision, lora: Lora | None, rngs: nnx.Rngs) -> Callable[..., layers.Linear]:
+    """Returns (name, in, out, axes) -> a projection without bias, with an adapter where `lora` names it."""
+
+    def make(name: str, in_size: int, out_size: int, *, axes: tuple[str, str]) -> layers.Linear:
+        return layers.Linear(
+            in_size,
+            out_size,
+            axes=axes,
+            bias=False,
+            stddev=config.initializer_range,
+            precision=precision,
+            rngs=rngs,
+            lora_rank=lora.rank_of(name) if lora else 0,
+            lora_alpha=lora.alpha if lora else 0.0,
+        )
+
+    return make

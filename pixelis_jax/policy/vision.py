@@ -5,14 +5,17 @@ segment mask for, is here a matter of shape.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from pixelis_jax.policy import layers
-from pixelis_jax.policy.config import Precision, VisionConfig
+from pixelis_jax.policy import attention as kernels
+from pixelis_jax.policy import layers, stack
+from pixelis_jax.policy.config import Execution, Precision, VisionConfig
 from pixelis_jax.policy.rotary import rotate, vision_angles
+from pixelis_jax.sharding import constrain
 
 
 @struct.dataclass
@@ -97,7 +100,7 @@ class PositionTable(nnx.Module):
 class VisionAttention(nnx.Module):
     """Full attention inside a frame."""
 
-    def __init__(self, config: VisionConfig, *, precision: Precision, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, precision: Precision, attention: str = "xla", rngs: nnx.Rngs):
         size = config.hidden_size
         kernel = jax.random.normal(rngs.params(), (size, 3, size), precision.params) * config.initializer_range
         # Query, key and value have an axis of their own, so that heads can be sharded.
@@ -114,6 +117,7 @@ class VisionAttention(nnx.Module):
         )
         self.heads = config.num_heads
         self.compute = precision.compute
+        self.attention = attention
 
     def __call__(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
         """Attends.
@@ -121,19 +125,26 @@ class VisionAttention(nnx.Module):
         Args:
           x: ``[N, S, C]``.
           rotary: cosines and sines, each ``[N, S, Dh / 2]``.
-          bias: added to the scores, ``[N, 1, 1, S]``.
+          bias: added to the scores, ``[N, 1, 1, S]``: 0 on patches, a large negative number on padding.
 
         Returns:
           ``[N, S, C]``.
         """
         frames, count, size = x.shape
+        x = constrain(x, "frames", None, None)
         kernel = self.qkv[...].astype(self.compute).reshape(size, 3 * size)
         qkv = x @ kernel + self.qkv_bias[...].astype(self.compute).reshape(-1)
         q, k, v = jnp.transpose(qkv.reshape(frames, count, 3, self.heads, -1), (2, 0, 3, 1, 4))
         cos, sin = rotary[0][:, None], rotary[1][:, None]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        scores = jnp.einsum("nhqd,nhkd->nhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        mixed = jnp.einsum("nhqk,nhkd->nhqd", layers.softmax(scores + bias, self.compute), v)
+        q, k, v = (constrain(array, "frames", "act_heads", None, None) for array in (q, k, v))
+        if self.attention == "splash" and kernels.fits(count):
+            present = (bias[:, 0, 0] == 0).astype(jnp.int32)
+            scaled = q * q.shape[-1] ** -0.5
+            mixed = kernels.splash(scaled, k, v, present, causal=False, batch="frames", length=None)
+        else:
+            scores = jnp.einsum("nhqd,nhkd->nhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+            mixed = jnp.einsum("nhqk,nhkd->nhqd", layers.softmax(scores + bias, self.compute), v)
         return self.proj(jnp.transpose(mixed, (0, 2, 1, 3)).reshape(frames, count, size))
 
 
@@ -153,9 +164,9 @@ class VisionMLP(nnx.Module):
 class VisionBlock(nnx.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, config: VisionConfig, *, precision: Precision, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, precision: Precision, attention: str = "xla", rngs: nnx.Rngs):
         self.norm1 = layers.LayerNorm(config.hidden_size, precision=precision)
-        self.attn = VisionAttention(config, precision=precision, rngs=rngs)
+        self.attn = VisionAttention(config, precision=precision, attention=attention, rngs=rngs)
         self.norm2 = layers.LayerNorm(config.hidden_size, precision=precision)
         self.mlp = VisionMLP(config, precision=precision, rngs=rngs)
 
@@ -191,7 +202,7 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patch embedding, blocks, mergers."""
 
-    def __init__(self, config: VisionConfig, *, precision: Precision, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, precision: Precision, execution: Execution, rngs: nnx.Rngs):
         self.patch_embed = layers.Linear(
             config.patch_dim,
             config.hidden_size,
@@ -202,13 +213,15 @@ class VisionTower(nnx.Module):
             rngs=rngs,
         )
         self.positions = PositionTable(config, precision=precision, rngs=rngs)
-        self.blocks = nnx.List([VisionBlock(config, precision=precision, rngs=rngs) for _ in range(config.depth)])
+        blocks = [VisionBlock(config, precision=precision, attention=execution.attention, rngs=rngs) for _ in range(config.depth)]
+        self.blocks = nnx.List([] if execution.scan_layers else blocks)
+        self.stacked = stack.stack(blocks) if execution.scan_layers else None
         self.merger = PatchMerger(config, norm_after_fold=False, precision=precision, rngs=rngs)
         self.deepstack_mergers = nnx.List(
             [PatchMerger(config, norm_after_fold=True, precision=precision, rngs=rngs) for _ in config.deepstack_visual_indexes]
         )
         self.config = config
-        self.remat = remat
+        self.execution = execution
 
     def __call__(self, inputs: VisionInputs) -> VisualFeatures:
         """Encodes frames.
@@ -231,11 +244,23 @@ class VisionTower(nnx.Module):
         rotary, bias = jax.lax.optimization_barrier(((jnp.cos(angles), jnp.sin(angles)), bias))
 
         x = self.patch_embed(inputs.patches.reshape(-1, count, self.config.patch_dim))
-        x = x + self.positions(rows, columns, grid).astype(x.dtype)
-        block_call = nnx.remat(VisionBlock.__call__) if self.remat else VisionBlock.__call__
+        x = constrain(x + self.positions(rows, columns, grid).astype(x.dtype), "frames", None, None)
+
+        def call(block: VisionBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return block(x, rotary, bias), None
+
+        remat = self.execution.remat
         taps: list[jax.Array] = []
+        if self.stacked is not None:
+            # One scan from tap to tap: taps inside a scan would be kept once a layer for the backward pass.
+            edges = [0, *(tap + 1 for tap in self.config.deepstack_visual_indexes), self.config.depth]
+            for start, stop in itertools.pairwise(edges):
+                if start < stop:
+                    x, _ = stack.scan(self.stacked, call, x, remat=remat, start=start, stop=stop)
+                if len(taps) < len(self.deepstack_mergers):
+                    taps.append(self.deepstack_mergers[len(taps)](x))
         for depth, block in enumerate(self.blocks):
-            x = block_call(block, x, rotary, bias)
+            x, _ = stack.run(block, call, x, remat=remat)
             if depth in self.config.deepstack_visual_indexes:
                 taps.append(self.deepstack_mergers[len(taps)](x))
         tokens = self.merger(x)

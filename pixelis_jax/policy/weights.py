@@ -5,11 +5,13 @@ once, each parameter is filled, and anything else is an error that names the ten
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +20,17 @@ import numpy as np
 import safetensors
 from etils import epath
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from pixelis_jax.policy.config import ConfigError, Precision, Qwen3VLConfig
+from pixelis_jax.policy.adapters import init_adapters, is_adapter
+from pixelis_jax.policy.config import ConfigError, Execution, Lora, Precision, Qwen3VLConfig
 from pixelis_jax.policy.model import Qwen3VL
 from pixelis_jax.sharding import parameter_sharding
 
 INDEX = "model.safetensors.index.json"
 Path = tuple[Hashable, ...]
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "F64": np.float64}
 
 
 class WeightsError(ValueError):
@@ -64,16 +69,22 @@ LINEAR = Layout(
 CONV = dataclasses.replace(LINEAR, shape=_conv_shape)
 
 
+# Experts: published [experts, in, out], without the transposition of other kernels.
+EXPERTS_GATE_UP = dataclasses.replace(COPY, shape=lambda shape, _: (*shape[:2], 2 * shape[3]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One line of the table: a parameter's path and how it is laid out."""
+    """One line of the table: a parameter's path, how it is laid out, and its row where layers are stacked."""
 
     path: Path
     layout: Layout
+    row: int | None = None
 
 
-def weight_table(config: Qwen3VLConfig) -> dict[str, Entry]:
-    """Returns published name -> parameter for every tensor of a model."""
+def weight_table(config: Qwen3VLConfig, execution: Execution | None = None) -> dict[str, Entry]:
+    """Returns published name -> parameter for every tensor of a model that is computed as `execution` says."""
+    execution = execution or Execution()
     visual, text = "model.visual.", "model.language_model."
     table = {
         f"{visual}patch_embed.proj.weight": Entry(("visual", "patch_embed", "kernel"), CONV),
@@ -83,15 +94,29 @@ def weight_table(config: Qwen3VLConfig) -> dict[str, Entry]:
         f"{text}norm.weight": Entry(("decoder", "norm", "scale"), COPY),
     }
     for index in range(config.vision.depth):
-        table |= _vision_block(f"{visual}blocks.{index}.", ("visual", "blocks", index))
+        place = _place("visual", "blocks", index, 0 if execution.scan_layers else config.vision.depth)
+        table |= _at(place, _vision_block, f"{visual}blocks.{index}.")
     table |= _merger(f"{visual}merger.", ("visual", "merger"))
     for index in range(len(config.vision.deepstack_visual_indexes)):
         table |= _merger(f"{visual}deepstack_merger_list.{index}.", ("visual", "deepstack_mergers", index))
+    unrolled = config.unrolled_layers(execution)
+    feed_forward = _experts if config.text.num_experts else _mlp
     for index in range(config.text.num_hidden_layers):
-        table |= _decoder_layer(f"{text}layers.{index}.", ("decoder", "layers", index))
+        place = _place("decoder", "layers", index, unrolled)
+        table |= _at(place, _attention, f"{text}layers.{index}.") | _at(place, feed_forward, f"{text}layers.{index}.mlp.")
     if not config.tie_word_embeddings:
         table["lm_head.weight"] = Entry(("lm_head", "kernel"), LINEAR)
     return table
+
+
+def _place(tower: str, layers: str, index: int, unrolled: int) -> tuple[Path, int | None]:
+    """Path of a layer, and its row in the stack of the layers behind the unrolled ones."""
+    return ((tower, layers, index), None) if index < unrolled else ((tower, "stacked"), index - unrolled)
+
+
+def _at(place: tuple[Path, int | None], part: Callable[[str, Path], dict[str, Entry]], name: str) -> dict[str, Entry]:
+    path, row = place
+    return {key: dataclasses.replace(entry, row=row) for key, entry in part(name, path).items()}
 
 
 def _linear(name: str, path: Path) -> dict[str, Entry]:
@@ -122,26 +147,38 @@ def _merger(name: str, path: Path) -> dict[str, Entry]:
     }
 
 
-def _decoder_layer(name: str, path: Path) -> dict[str, Entry]:
-    attention = {
+def _attention(name: str, path: Path) -> dict[str, Entry]:
+    kernels = {
         f"{name}self_attn.{part}.weight": Entry((*path, "attn", part, "kernel"), LINEAR)
         for part in ("q_proj", "k_proj", "v_proj", "o_proj")
     }
     head_norms = {f"{name}self_attn.{part}.weight": Entry((*path, "attn", part, "scale"), COPY) for part in ("q_norm", "k_norm")}
-    mlp = {
-        f"{name}mlp.{part}.weight": Entry((*path, "mlp", part, "kernel"), LINEAR)
-        for part in ("gate_proj", "up_proj", "down_proj")
-    }
     norms = {
         f"{name}input_layernorm.weight": Entry((*path, "input_norm", "scale"), COPY),
         f"{name}post_attention_layernorm.weight": Entry((*path, "post_attention_norm", "scale"), COPY),
     }
-    return attention | head_norms | mlp | norms
+    return kernels | head_norms | norms
 
 
-def abstract_model(config: Qwen3VLConfig, precision: Precision | None = None) -> Qwen3VL:
+def _mlp(name: str, path: Path) -> dict[str, Entry]:
+    return {
+        f"{name}{part}.weight": Entry((*path, "mlp", part, "kernel"), LINEAR) for part in ("gate_proj", "up_proj", "down_proj")
+    }
+
+
+def _experts(name: str, path: Path) -> dict[str, Entry]:
+    return {
+        f"{name}gate.weight": Entry((*path, "mlp", "router"), LINEAR),
+        f"{name}experts.gate_up_proj": Entry((*path, "mlp", "gate_up"), EXPERTS_GATE_UP),
+        f"{name}experts.down_proj": Entry((*path, "mlp", "down"), COPY),
+    }
+
+
+def abstract_model(
+    config: Qwen3VLConfig, precision: Precision | None = None, execution: Execution | None = None, lora: Lora | None = None
+) -> Qwen3VL:
     """Returns the model with shapes in place of numbers; costs no memory."""
-    return nnx.eval_shape(lambda: Qwen3VL(config, precision=precision, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Qwen3VL(config, precision=precision, execution=execution, lora=lora, rngs=nnx.Rngs(0)))
 
 
 def published_names(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
@@ -156,12 +193,23 @@ def published_names(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
     Raises:
       WeightsError: the table and the parameters of the model are no bijection.
     """
-    parameters, table = _parameters(abstract_model(config)), weight_table(config)
-    paths = [entry.path for entry in table.values()]
-    if sorted(map(str, paths)) != sorted(map(str, parameters)):
-        difference = sorted(map(str, set(paths) ^ set(parameters)))
+    return _published(_parameters(abstract_model(config)), weight_table(config), config)
+
+
+def _published(
+    parameters: Mapping[Path, nnx.Param], table: Mapping[str, Entry], config: Qwen3VLConfig
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all published tensors, once it is proven that they fill each parameter, and each row of a stack, once."""
+    targets = [(entry.path, entry.row) for entry in table.values()]
+    stacked = {path for path, row in targets if row is not None}
+    rows = {(path, row) for path, p in parameters.items() for row in (range(p.shape[0]) if path in stacked else (None,))}
+    if len(set(targets)) != len(targets) or set(targets) != rows:
+        difference = sorted({str(path) for path, _ in set(targets) ^ rows}) or ["a parameter is filled twice"]
         raise WeightsError(f"the weight table does not cover the parameters: {', '.join(difference)}")
-    return {name: entry.layout.shape(parameters[entry.path].shape, config) for name, entry in table.items()}
+    return {
+        name: entry.layout.shape(parameters[entry.path].shape[0 if entry.row is None else 1 :], config)
+        for name, entry in table.items()
+    }
 
 
 def load(
@@ -170,8 +218,10 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     compute_dtype: jax.typing.DTypeLike | None = None,
+    execution: Execution | None = None,
+    lora: Lora | None = None,
 ) -> Qwen3VL:
-    """Reads a model in the published layout.
+    """Reads a model in the published layout, one tensor at a time, each straight to where it lives on the mesh.
 
     Args:
       directory: holds config.json and safetensors files.
@@ -179,6 +229,8 @@ def load(
       mesh: where to place the parameters; None leaves them on the default device.
       dtype: number format of the parameters.
       compute_dtype: number format of the computation, `dtype` by default.
+      execution: how the model is computed; layer by layer by default.
+      lora: adapters, which change nothing before they are trained; none by default.
 
     Returns:
       The model.
@@ -193,20 +245,72 @@ def load(
         except ConfigError as error:
             raise WeightsError(f"{directory} is not a Qwen3-VL model: {error}") from error
     files = _locate(directory)
-    expected = published_names(config)
+    model = abstract_model(config, Precision(params=dtype, compute=compute_dtype or dtype), execution, lora)
+    parameters, table = _parameters(model), weight_table(config, execution)
+    expected = _published(parameters, table, config)
     _check_names(directory, expected, files)
-    model = abstract_model(config, Precision(params=dtype, compute=compute_dtype or dtype))
-    parameters, table = _parameters(model), weight_table(config)
+    placements = {path: None if mesh is None else parameter_sharding(parameter, mesh) for path, parameter in parameters.items()}
+    stacks: dict[Path, jax.Array] = {}
     for file in sorted(set(files.values())):
         for name, array in _read_tensors(directory / file, [name for name in files if files[name] == file]):
             entry = table[name]
             if array.shape != expected[name]:
                 raise WeightsError(f"{directory}: {name} has shape {array.shape}, config.json says {expected[name]}")
-            parameter = parameters[entry.path]
-            value = entry.layout.read(array, parameter.shape).astype(dtype)
-            placement = None if mesh is None else parameter_sharding(parameter, mesh)
-            parameter.set_value(jax.device_put(value, placement))
+            parameter, placement = parameters[entry.path], placements[entry.path]
+            shape = parameter.shape if entry.row is None else parameter.shape[1:]
+            value = entry.layout.read(array, shape).astype(dtype, copy=False)
+            if entry.row is None:
+                parameter.set_value(_to_device(value, placement))
+            else:
+                if entry.path not in stacks:
+                    stacks[entry.path] = jnp.zeros(parameter.shape, dtype, device=placement)
+                stacks[entry.path] = _set_row(stacks[entry.path], _to_device(value, _row_placement(placement)), entry.row)
+            del array, value
+    for path, stacked in stacks.items():
+        parameters[path].set_value(stacked)
+    if lora is not None:
+        init_adapters(model, jax.random.key(0), mesh)
     return model
+
+
+def restack(model: Qwen3VL, execution: Execution | None = None, lora: Lora | None = None) -> Qwen3VL:
+    """Returns the same weights for another `execution`, and with fresh adapters where `lora` asks for them.
+
+    Args:
+      model: without adapters; its arrays are shared where nothing has to be stacked.
+      execution: of the new model; layer by layer by default.
+      lora: adapters of the new model.
+    """
+    target = abstract_model(model.config, model.precision, execution, lora)
+    found, wanted = _parameters(model), _parameters(target)
+    old, new = weight_table(model.config, model.execution), weight_table(model.config, execution)
+    rows: dict[Path, dict[int | None, jax.Array]] = {}
+    for name, entry in new.items():
+        source = old[name]
+        value = found[source.path][...]
+        rows.setdefault(entry.path, {})[entry.row] = value if source.row is None else value[source.row]
+    for path, parts in rows.items():
+        wanted[path].set_value(parts[None] if None in parts else jnp.stack([parts[row] for row in range(len(parts))]))
+    if lora is not None:
+        init_adapters(target, jax.random.key(0))
+    return target
+
+
+def _to_device(value: np.ndarray, placement: NamedSharding | None) -> jax.Array:
+    if placement is None:
+        return jax.device_put(value)
+    # Each process places what its own devices hold.
+    return jax.make_array_from_callback(value.shape, placement, lambda index: value[index])
+
+
+def _row_placement(placement: NamedSharding | None) -> NamedSharding | None:
+    """Where a row of a stack lives: as the stack, without its first axis."""
+    return None if placement is None else NamedSharding(placement.mesh, PartitionSpec(*placement.spec[1:]))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_row(stacked: jax.Array, row: jax.Array, index: int) -> jax.Array:
+    return stacked.at[index].set(row)
 
 
 def save(
@@ -245,7 +349,8 @@ def save(
 
 
 def _parameters(model: Qwen3VL) -> dict[Path, nnx.Param]:
-    return {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
+    """The published parameters: all but adapters."""
+    return {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param) and not is_adapter(path)}
 
 
 def _locate(directory: epath.Path) -> dict[str, str]:
@@ -274,13 +379,28 @@ def _open(file: epath.Path) -> Any:
         raise WeightsError(f"{file} is not a readable safetensors file: {error}") from error
 
 
-def _read_tensors(file: epath.Path, names: Sequence[str]) -> Any:
-    with _open(file) as tensors:
+def _read_tensors(file: epath.Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads tensors in the order of the file.
+
+    With plain reads, since the pages of a mapped file would stay in memory beside the arrays.
+    """
+    with _open(file) as tensors:  # checks the header against the file
         absent = sorted(set(names) - set(tensors.keys()))
-        if absent:
-            raise WeightsError(f"{file} lacks {', '.join(absent)}, which the index places there")
-        for name in names:
-            yield name, tensors.get_tensor(name)
+    if absent:
+        raise WeightsError(f"{file} lacks {', '.join(absent)}, which the index places there")
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
+            entry = header[name]
+            if entry["dtype"] not in _DTYPES:
+                raise WeightsError(f"{file}: {name} has number format {entry['dtype']} (known: {', '.join(_DTYPES)})")
+            array = np.empty(entry["shape"], _DTYPES[entry["dtype"]])
+            stream.seek(8 + length + entry["data_offsets"][0])
+            if stream.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+                raise WeightsError(f"{file} ends inside {name}")
+            yield name, array
+            del array
 
 
 def _check_names(directory: epath.Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -291,24 +411,26 @@ def _check_names(directory: epath.Path, expected: Mapping[str, Any], found: Mapp
 
 
 def _write(model: Qwen3VL, directory: epath.Path, max_shard_bytes: int) -> None:
-    parameters, table = _parameters(model), weight_table(model.config)
+    parameters, table = _parameters(model), weight_table(model.config, model.execution)
+    shapes = _published(parameters, table, model.config)
     shards: list[list[str]] = [[]]
     filled = total = 0
     for name, entry in table.items():
-        size = parameters[entry.path].nbytes
+        size = math.prod(shapes[name]) * parameters[entry.path].dtype.itemsize
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
         filled, total = filled + size, total + size
-    shapes = published_names(model.config)
     files: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
         for name in names:
-            value = np.asarray(jax.device_get(parameters[table[name].path][...]))
-            tensors[name] = np.ascontiguousarray(table[name].layout.write(value, shapes[name]))
+            entry = table[name]
+            parameter = parameters[entry.path][...]
+            value = np.asarray(jax.device_get(parameter if entry.row is None else parameter[entry.row]))
+            tensors[name] = np.ascontiguousarray(entry.layout.write(value, shapes[name]))
         save_file(tensors, os.fspath(directory / file), metadata={"format": "pt"})
         files |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}

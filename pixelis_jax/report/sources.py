@@ -55,7 +55,10 @@ def read_source(path: Path, media_root: Path | None = None) -> Run:
     if not path.exists():
         raise TrajectoryError(f"{path}: no such file or directory")
     if not path.is_dir():
-        return Run(name=path.name, traces=tuple(_read_traces([path], media_root)), metrics=(), results={}, facts={})
+        traced = tuple(_read_traces([path], media_root))
+        if not traced:
+            raise TrajectoryError(f"{path}: holds no trajectory")
+        return Run(name=path.name, traces=traced, metrics=(), results={}, facts={})
     shards = sorted([*path.glob("*.jsonl"), *path.glob("trajectories/*.jsonl")], key=_shard_order)
     traces = [shard for shard in shards if not shard.name.startswith("metrics-") and _is_trace(shard)]
     run = Run(

@@ -105,7 +105,7 @@ class Engine:
         self._block, self._prefill_rows = block, min(prefill_rows, slots)
         self.patch_bucket, self.capacity, self.slots = patch_bucket, capacity, slots
         self._state = _State(
-            cache=KVCache.create(self._config, slots, capacity, dtype=model.precision.compute),
+            cache=KVCache.create(self._config, slots, capacity, dtype=model.precision.compute, execution=model.execution),
             logits=jnp.zeros((slots, vocab), jnp.float32),
             position=jnp.zeros(slots, jnp.int32),
             key=jnp.zeros((slots, 2), jnp.uint32),
@@ -257,7 +257,7 @@ def _prefill(graph: nnx.GraphDef, params: nnx.State, state: _State, batch: dict[
     """Runs up to R chunks behind their slots. Rows whose slot is out of range read slot B - 1 and write nothing."""
     model = nnx.merge(graph, params)
     slot, fresh = batch["slot"], batch["fresh"]
-    rows = jax.tree.map(lambda x: jnp.take(x, slot, axis=0, mode="clip"), state.cache).reset(fresh)
+    rows = state.cache.take(slot).reset(fresh)
     visual = None
     if batch["grid"].shape[1]:
         visual = model.encode_vision(VisionInputs(patches=batch["patches"], grid=batch["grid"]))
@@ -280,7 +280,7 @@ def _prefill(graph: nnx.GraphDef, params: nnx.State, state: _State, batch: dict[
         return put(old, jnp.where(fresh.reshape(-1, *[1] * (old.ndim - 1)), new, kept))
 
     return _State(
-        cache=jax.tree.map(put, state.cache, rows),
+        cache=state.cache.put(slot, rows),
         logits=put(state.logits, logits),
         position=put(state.position, batch["next_position"]),
         key=keep(state.key, batch["key"]),

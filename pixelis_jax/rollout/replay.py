@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pixelis_jax.trajectory import Trajectory, mask_iou, parse_turn
-from pixelis_jax.trajectory.codec import to_json
-from tools_host.config import ToolsConfig
+from pixelis_jax.trajectory import Trajectory, TrajectoryError, mask_iou, parse_turn
+from pixelis_jax.trajectory.codec import from_json, to_json
+from tools_host.config import Dialect, ToolsConfig
 from tools_host.environment import EpisodeEnvironment
 from tools_host.geometry import decode_mask
 from tools_host.media import MediaError, file_sha256
@@ -30,7 +31,6 @@ NUMERIC_RELATIVE = 0.02
 NUMERIC_MASK_IOU = 0.95
 """`numeric`: least overlap of two masks."""
 
-_WORDING = ("dialect", "boxes_in_text", "max_lines", "max_chars", "backend_options")
 _NAMES = frozenset({"id", "media", "step"})
 _PIECE = re.compile(r'"[^"\n]*"|[^\W\d]\w*|-?\d+(?:\.\d+)?|.', re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -70,12 +70,20 @@ class ReplayReport:
         return not self.differences
 
 
-def environment_record(config: ToolsConfig) -> dict[str, Any]:
-    """The settings that decide how observations are worded.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wording:
+    """The settings that decide how observations are worded, as `ToolsConfig` has them."""
 
-    Kept in `Trajectory.sampling["environment"]` for the replay.
-    """
-    return {name: to_json(getattr(config, name)) for name in _WORDING}
+    dialect: Dialect = ToolsConfig.dialect
+    boxes_in_text: bool = ToolsConfig.boxes_in_text
+    max_lines: int = ToolsConfig.max_lines
+    max_chars: int = ToolsConfig.max_chars
+    backend_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+def environment_record(config: ToolsConfig) -> dict[str, Any]:
+    """The `Wording` of a config, kept in `Trajectory.sampling["environment"]` for the replay."""
+    return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(Wording)}
 
 
 def tools_config(trajectory: Trajectory, imports: Sequence[str] = ()) -> ToolsConfig:
@@ -84,13 +92,24 @@ def tools_config(trajectory: Trajectory, imports: Sequence[str] = ()) -> ToolsCo
     Args:
       trajectory: Brings its tools, their back-ends, and `environment_record` (defaults where it has none).
       imports: Modules of the user's own that register tools; never taken from a trace, which may come from anybody.
+
+    Raises:
+      TrajectoryError: If the record is none, or holds options that a back-end does not take.
+      UnknownNameError: If there is no such tool or back-end.
     """
-    record = trajectory.sampling.get(ENVIRONMENT, {})
-    fields: dict[str, Any] = {name: record[name] for name in _WORDING if name in record}
+    where = f"{trajectory.id}: sampling.{ENVIRONMENT}"
+    wording = from_json(Wording, trajectory.sampling.get(ENVIRONMENT, {}), where)
+    fields = {field.name: getattr(wording, field.name) for field in dataclasses.fields(Wording)}
     if trajectory.tools:
         fields["tools"] = tuple(trajectory.tools)
     backends = {name: tool.backend for name, tool in trajectory.tools.items() if tool.backend != "builtin"}
-    return ToolsConfig(backends=backends, imports=tuple(imports), **fields)
+    config = ToolsConfig(backends=backends, imports=tuple(imports), **fields)
+    try:
+        config.load()
+        config.tool_versions()
+    except (TypeError, ValueError, OSError) as error:
+        raise TrajectoryError(f"{where}.backend_options: {error}") from error
+    return config
 
 
 def replay(
@@ -149,8 +168,7 @@ def compare(where: str, recorded: Any, replayed: Any, tolerance: Tolerance) -> I
       tolerance: As for `replay`.
     """
     if tolerance == "numeric" and _is_mask(recorded) and _is_mask(replayed):
-        same_size = recorded["size"] == replayed["size"]
-        if not same_size or mask_iou(decode_mask(recorded), decode_mask(replayed)) < NUMERIC_MASK_IOU:
+        if not _same_mask(recorded, replayed):
             yield Difference(where=where, recorded=recorded, replayed=replayed)
     elif isinstance(recorded, dict) and isinstance(replayed, dict):
         for key in [*recorded, *(key for key in replayed if key not in recorded)]:
@@ -160,6 +178,14 @@ def compare(where: str, recorded: Any, replayed: Any, tolerance: Tolerance) -> I
             yield from compare(f"{where}[{index}]", before, now, tolerance)
     elif not _same_leaf(where, recorded, replayed, tolerance):
         yield Difference(where=where, recorded=recorded, replayed=replayed)
+
+
+def _same_mask(recorded: Mapping[str, Any], replayed: Mapping[str, Any]) -> bool:
+    try:
+        before, now = decode_mask(recorded), decode_mask(replayed)
+    except ValueError:  # a changed trace may hold anything
+        return False
+    return before.shape == now.shape and mask_iou(before, now) >= NUMERIC_MASK_IOU
 
 
 class _Absent:
@@ -198,6 +224,8 @@ def _same_piece(a: str, b: str) -> bool:
 
 
 def _close(a: float, b: float, fraction: bool) -> bool:
+    if max(abs(a), abs(b)) > sys.float_info.max:  # too large an integer to compare with a fraction
+        return a == b
     return abs(a - b) <= (NUMERIC_RELATIVE * max(1.0, abs(a), abs(b)) if fraction else NUMERIC_PLACES)
 
 

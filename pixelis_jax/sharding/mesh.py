@@ -2,43 +2,61 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
-# What each axis splits. `sequence` and `expert` are kept at size 1 until something is placed on them.
+# What each axis splits.
 MESH_AXES: Mapping[str, str] = {
     "data": "the batch; parameters are copied",
     "fsdp": "the batch and the parameters",
     "tensor": "heads and wide layers",
-    "sequence": "tokens",
-    "expert": "experts",
+    "context": "the tokens of a sequence",
+    "expert": "the batch, and the experts of a mixture",
 }
 
 
-def create_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Creates a mesh over all devices with the axes of `MESH_AXES`.
+def create_mesh(
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    context: int = 1,
+    expert: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Creates a mesh with the axes of `MESH_AXES`.
 
     Args:
       data: devices along the data axis; -1 takes all that are left.
       fsdp: devices along the fsdp axis.
       tensor: devices along the tensor axis.
+      context: devices along the context axis.
+      expert: devices along the expert axis.
+      devices: what the mesh consists of; all devices of this run by default.
 
     Returns:
-      The mesh.
+      The mesh. On a TPU its axes follow the torus, so that neighbours on an axis are neighbours in the machine.
 
     Raises:
       ValueError: the product is not the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if data == -1:
-        data = len(devices) // (fsdp * tensor)
-    shape = (data, fsdp, tensor, 1, 1)
-    if math.prod(shape) != len(devices):
-        raise ValueError(f"a mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not cover {len(devices)} devices")
-    return Mesh(np.asarray(devices).reshape(shape), tuple(MESH_AXES))
+        data = len(devices) // (fsdp * tensor * context * expert)
+    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, context, expert), strict=True))
+    if math.prod(sizes.values()) != len(devices):
+        asked = ", ".join(f"{name}={size}" for name, size in sizes.items() if size != 1) or "data=1"
+        raise ValueError(f"a mesh of {asked} does not cover {len(devices)} devices")
+    shape = tuple(sizes.values())
+    if devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.asarray(devices).reshape(shape)
+    return Mesh(grid, tuple(MESH_AXES))
 
 
 def initialize_distributed() -> None:

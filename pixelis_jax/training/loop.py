@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from pixelis_jax import sharding
 from pixelis_jax.training.optimizer import create_optimizer, learning_rate
 from pixelis_jax.training.progress import Progress
-from pixelis_jax.training.state import PyTree, TrainState, create_state
+from pixelis_jax.training.state import PyTree, TrainState, create_state, join_parameters
 from pixelis_jax.workdir import Checkpoints, Workdir, describe_environment, describe_parameters, write_bytes
 
 Metrics = Mapping[str, clu_metrics.Average]
@@ -35,11 +35,12 @@ class Phase:
 
     Attributes:
       name: shown beside the progress.
-      params: initial parameters of the policy, a nested dict.
+      params: initial parameters of the policy that are trained, a nested dict.
       heads: initial parameters of the heads, a nested dict.
-      shardings: ``params`` and ``heads``: where they lie on the mesh.
-      loss: (params, heads, batch, key) -> (loss, metrics). Traced once for each shape of batch.
+      shardings: ``params``, ``heads`` and ``frozen``: where they lie on the mesh.
+      loss: (params, heads, batch, key) -> (loss, metrics), of all parameters. Traced once for each shape of batch.
       batches: step -> batch from a checkpointable iterator; each process yields its rows.
+      frozen: parameters that are not trained, a nested dict.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Phase:
     shardings: Mapping[str, PyTree]
     loss: Callable[[PyTree, PyTree, Any, jax.Array], tuple[jax.Array, Metrics]]
     batches: grain.DatasetIterator
+    frozen: PyTree = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
     workdir = Workdir.create(path, config=config.to_dict(), environment=describe_environment(config.seed), may_differ=MAY_DIFFER)
     optimizer = create_optimizer(config.optimizer, config.total_steps)
     key = jax.random.key(config.seed)
-    state = create_state(phase.params, phase.heads, optimizer, key, dict(phase.shardings))
+    state = create_state(phase.params, phase.heads, optimizer, key, dict(phase.shardings), phase.frozen)
     checkpoints = workdir.open_checkpoints(config.keep_checkpoints)
     state = _restore(checkpoints, state, phase.batches)
     step = saved = int(state.step)
@@ -109,6 +111,7 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
         contextlib.closing(writer),
         Progress(phase.name, start=step, total=config.total_steps) as progress,
         _catch_signals() as interrupted,
+        on_mesh(mesh),
     ):
         if step == 0:
             overview = describe_parameters(state.trainable)
@@ -161,7 +164,7 @@ def make_update(
         key = jax.random.fold_in(state.rng, state.step)
 
         def loss_of(trainable: Mapping[str, PyTree]) -> tuple[jax.Array, Metrics]:
-            return loss(trainable["params"], trainable["heads"], batch, key)
+            return loss(join_parameters(trainable["params"], state.frozen), trainable["heads"], batch, key)
 
         (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
@@ -176,6 +179,11 @@ def make_update(
     # Left to the compiler, the state could come back placed otherwise, and the next step would be compiled again.
     placed = jax.tree.map(lambda array: array.sharding, state)
     return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
+
+
+def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Makes a mesh that of the context, so that activations are placed on it; a single device needs none."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
 def place_batch(batch: PyTree, mesh: Mesh) -> PyTree:
@@ -227,7 +235,7 @@ def _restore(checkpoints: Checkpoints, state: TrainState, batches: grain.Dataset
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.items())
     items, values = checkpoints.restore(latest, arrays=shapes, values=["data_iter"])
     batches.set_state(values["data_iter"])
-    return TrainState.from_items(items)
+    return state.with_items(items)
 
 
 def _check_finite(metrics: Metrics, step: int) -> None:

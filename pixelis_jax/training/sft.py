@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,12 +18,21 @@ from pixelis_jax import losses, sharding
 from pixelis_jax.data.pipeline import Batch, BatchPlan, BatchSource, iterate
 from pixelis_jax.data.records import MERGE_UNIT, RecordSource
 from pixelis_jax.policy import AuxiliaryHeads, Qwen3VL, VisionInputs, patch_coordinates
+from pixelis_jax.policy.adapters import is_adapter
 from pixelis_jax.training import loop
-from pixelis_jax.training.state import PyTree
+from pixelis_jax.training.log_probs import token_log_probs
+from pixelis_jax.training.state import PyTree, join_parameters, split_parameters
 from pixelis_jax.trajectory import Role
 
 # Streams of random numbers that a run folds into its seed.
 _HEADS_STREAM = 1
+
+# What `config.trainable` may say: path of a parameter of the policy -> whether it is trained.
+TRAINABLE: Mapping[str, Callable[[tuple[Any, ...]], bool]] = {
+    "all": lambda path: True,
+    "decoder": lambda path: path[0] != "visual",
+    "adapters": is_adapter,
+}
 
 # Share of a patch or of a mark, whichever is smaller, from which the mark counts as standing at the patch.
 _STANDS = 0.4
@@ -42,7 +51,8 @@ def train(
     Args:
       config: as `loop.run`, and ``data`` (path of the records), ``buckets`` (``tokens``, ``frames``,
         ``tokens_per_batch``), ``mesh`` (`sharding.create_mesh`), ``operations`` (number of tools), ``loss``
-        (``heads_weight``, ``beta``, ``iou_weight``, ``chunk``), ``pixels`` (``mean``, ``std``, of three channels).
+        (``heads_weight``, ``beta``, ``iou_weight``, ``chunk``, ``vocab_chunk``), ``trainable`` (one of `TRAINABLE`),
+        ``pixels`` (``mean``, ``std``, of three channels).
       workdir: the run's directory; a run that was stopped goes on.
       model: the initial policy; left as it is.
       banned_ids: tokens that the sampler never emits; they take no probability here either.
@@ -62,13 +72,14 @@ def train(
     heads = AuxiliaryHeads(
         model.config.text.hidden_size, operations=config.operations, precision=precision, rngs=nnx.Rngs(params=key)
     )
-    graph, params = nnx.split(model)
+    graph, state = nnx.split(model)
+    params, frozen = split_parameters(nnx.to_pure_dict(state), TRAINABLE[config.trainable])
     heads_graph, head_params = nnx.split(heads)
     source = RecordSource(data or config.data)
     plan = BatchPlan(
         source.sizes,
         **config.buckets,
-        rows_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
+        rows_multiple=math.prod(mesh.shape[axis] for axis in sharding.mesh_axes_of("batch")),
         seed=config.seed,
         batches=config.total_steps,
     )
@@ -81,17 +92,32 @@ def train(
     )
     phase = loop.Phase(
         name="sft",
-        params=nnx.to_pure_dict(params),
+        params=params,
         heads=nnx.to_pure_dict(head_params),
-        shardings={
-            "params": nnx.to_pure_dict(sharding.state_shardings(params, mesh)),
-            "heads": nnx.to_pure_dict(sharding.state_shardings(head_params, mesh)),
-        },
+        frozen=frozen,
+        shardings=state_shardings(state, head_params, mesh, config.trainable),
         loss=make_loss(graph, heads_graph, config, banned),
         batches=iterate(batches),
     )
     result = loop.run(phase, config, workdir, mesh)
-    return nnx.merge(graph, nnx.State(result.state.params)), result
+    trained = join_parameters(result.state.params, result.state.frozen)
+    return nnx.merge(graph, nnx.State(trained)), result
+
+
+def state_shardings(params: nnx.State, heads: nnx.State, mesh: jax.sharding.Mesh, trainable: str) -> dict[str, PyTree]:
+    """Where the parts of a training state lie.
+
+    Args:
+      params: of the policy.
+      heads: of the auxiliary heads.
+      mesh: the devices.
+      trainable: one of `TRAINABLE`.
+
+    Returns:
+      ``params``, ``frozen`` and ``heads``: nested dicts of `NamedSharding`.
+    """
+    trained, frozen = split_parameters(nnx.to_pure_dict(sharding.state_shardings(params, mesh)), TRAINABLE[trainable])
+    return {"params": trained, "frozen": frozen, "heads": nnx.to_pure_dict(sharding.state_shardings(heads, mesh))}
 
 
 def make_loss(
@@ -113,7 +139,7 @@ def make_loss(
         del key  # nothing is drawn
         model = nnx.merge(graph, nnx.State(params))
         hidden, visual = encode(model, batch, config.pixels)
-        imitation, metrics = imitate(model, hidden, batch, banned, config.loss.chunk)
+        imitation, metrics = imitate(model, hidden, batch, banned, config.loss)
         auxiliary = nnx.merge(heads_graph, nnx.State(heads))
         grounding, head_metrics = ground(auxiliary, hidden, batch, config.loss)
         total = imitation + config.loss.heads_weight * grounding
@@ -153,7 +179,9 @@ def encode(model: Qwen3VL, batch: Batch, pixels: ConfigDict) -> tuple[jax.Array,
     return hidden, None if visual is None else visual.tokens
 
 
-def imitate(model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray, chunk: int) -> tuple[jax.Array, dict[str, Any]]:
+def imitate(
+    model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray, config: ConfigDict
+) -> tuple[jax.Array, dict[str, Any]]:
     """Computes the imitation loss.
 
     Args:
@@ -161,7 +189,7 @@ def imitate(model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray,
       hidden: ``[B, T, D]``.
       batch: the tokens and their weights.
       banned: bool ``[V]``.
-      chunk: positions of which logits exist at a time.
+      config: ``chunk`` and ``vocab_chunk``: positions of a row, and tokens of the vocabulary, of which logits exist at a time.
 
     Returns:
       The loss and the mean negative log-probability of each role.
@@ -170,15 +198,11 @@ def imitate(model: Qwen3VL, hidden: jax.Array, batch: Batch, banned: np.ndarray,
     selected = jax.vmap(select)(hidden[:, :-1], batch.weights[:, 1:])
     # Padded slots point past the end; clamped, they read some token, which then weighs nothing.
     index = jnp.minimum(selected.positions + 1, batch.ids.shape[1] - 1)
-    targets, roles = (jnp.take_along_axis(array, index, axis=1).ravel() for array in (batch.ids, batch.roles))
-    log_probs = losses.token_log_probs(
-        selected.hidden.reshape(-1, hidden.shape[-1]),
-        model.unembedding_matrix(),
-        targets,
-        banned=jnp.asarray(banned),
-        chunk=chunk,
-    )
-    weights = selected.weights.ravel()
+    targets, roles = (jnp.take_along_axis(array, index, axis=1) for array in (batch.ids, batch.roles))
+    log_probs = token_log_probs(
+        model, selected.hidden, targets, banned, chunk=config.chunk, vocab_chunk=config.vocab_chunk
+    ).ravel()
+    weights, roles = selected.weights.ravel(), roles.ravel()
     metrics = {"imitation": _average(-log_probs, weights)}
     for role in Role:
         if role not in (Role.PROMPT, Role.OBSERVATION):

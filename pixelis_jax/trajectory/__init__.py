@@ -1,5 +1,6 @@
 """Episodes as data: types, turn grammar and token roles, prompt rendering, places (IoU, footprints), JSON lines."""
 
+from pixelis_jax.trajectory.consistency import check_consistent as check_consistent
 from pixelis_jax.trajectory.errors import TrajectoryError as TrajectoryError
 from pixelis_jax.trajectory.grammar import Turn as Turn
 from pixelis_jax.trajectory.grammar import format_call as format_call
@@ -10,6 +11,7 @@ from pixelis_jax.trajectory.io import load_record as load_record
 from pixelis_jax.trajectory.io import read_examples as read_examples
 from pixelis_jax.trajectory.io import read_trajectories as read_trajectories
 from pixelis_jax.trajectory.io import save_record as save_record
+from pixelis_jax.trajectory.io import strict_json as strict_json
 from pixelis_jax.trajectory.io import trajectory_from_json as trajectory_from_json
 from pixelis_jax.trajectory.io import trajectory_schema as trajectory_schema
 from pixelis_jax.trajectory.io import trajectory_to_json as trajectory_to_json

@@ -18,6 +18,9 @@ from typing import Any
 
 from pixelis_jax.trajectory.errors import TrajectoryError
 
+MAX_DEPTH = 100
+"""Most objects and arrays inside one another: what walks a value calls itself for each."""
+
 _SCALARS: dict[Any, tuple[type | tuple[type, ...], str]] = {
     str: (str, "a string"),
     bool: (bool, "true or false"),
@@ -68,7 +71,28 @@ def from_json(hint: Any, value: Any, path: str = "") -> Any:
         return value
     kind, words = _SCALARS[hint]
     _expect(isinstance(value, kind) and (hint is bool or not isinstance(value, bool)), value, path, words)
-    return _expect(math.isfinite(value), float(value), path, "a finite number") if hint is float else value
+    return _finite(value, path) if hint is float else value
+
+
+def unwritable(value: Any, depth: int = 0) -> str | None:
+    """Why a parsed JSON value cannot be written again, or None: Python reads more than a file of UTF-8 can hold."""
+    if isinstance(value, str):
+        return None if is_text(value) else "half of a surrogate pair stands in a string"
+    if not isinstance(value, dict | list):
+        return None
+    if depth == MAX_DEPTH:
+        return f"more than {MAX_DEPTH} objects and arrays stand inside one another"
+    items = [*value, *value.values()] if isinstance(value, dict) else value
+    return next((problem for item in items if (problem := unwritable(item, depth + 1))), None)
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8: no half of a surrogate pair stands in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def json_schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +157,15 @@ def _object_schema(cls: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         "required": [field.name for field in fields if not _has_default(field)],
         "additionalProperties": False,
     }
+
+
+def _finite(value: float, path: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.inf
+    _expect(math.isfinite(number), value, path, "a finite number")
+    return number
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

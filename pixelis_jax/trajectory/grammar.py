@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from pixelis_jax.trajectory.codec import is_text, unwritable
 from pixelis_jax.trajectory.types import Role
 from tools_host.protocol import ToolCall, ToolError
 
@@ -166,6 +167,9 @@ def _read_call(raw: str, body: int, end: int) -> tuple[dict[str, Any], int, Tool
     except (ValueError, RecursionError) as error:
         return {}, body, _bad_json(f"the call is not valid JSON: {getattr(error, 'msg', error)}")
     problem = _call_problem(value)
+    # `\ud800` stands for nothing that a trace could hold. Half of a character that `roles_of` brings is no fault of the call.
+    if problem is None and is_text(text[start:stop]):
+        problem = unwritable(value)
     rest = text[stop:].lstrip()
     if problem is None and not rest.startswith(CALL_CLOSE):
         problem = f"text between the call's object and {CALL_CLOSE}" if CALL_CLOSE in rest else "the call is not closed"

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from pixelis_jax.trajectory.codec import from_json, json_schema, to_json
+from pixelis_jax.trajectory.codec import from_json, json_schema, to_json, unwritable
+from pixelis_jax.trajectory.consistency import check_consistent
 from pixelis_jax.trajectory.errors import TrajectoryError
 from pixelis_jax.trajectory.types import SCHEMA, Example, TokenRecord, Trajectory
 
@@ -55,9 +57,25 @@ def trajectory_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA, **root, "$defs": definitions}
 
 
-def read_trajectories(path: epath.PathLike) -> Iterator[Trajectory]:
-    """Trajectories of a `.jsonl` trace, in order; raises TrajectoryError naming file, line and field."""
-    return _read_lines(path, trajectory_from_json)
+def read_trajectories(path: epath.PathLike, *, consistent: bool = True) -> Iterator[Trajectory]:
+    """Trajectories of a `.jsonl` trace, in order.
+
+    Args:
+      path: The trace.
+      consistent: Whether to check that their parts fit together. The replay does without: it follows no id that it reads, and a
+        changed one is a difference.
+
+    Raises:
+      TrajectoryError: Names file, line and field.
+    """
+
+    def read(value: Any) -> Trajectory:
+        trajectory = trajectory_from_json(value)
+        if consistent:
+            check_consistent(trajectory)
+        return trajectory
+
+    return _read_lines(path, read)
 
 
 def read_examples(path: epath.PathLike) -> Iterator[Example]:
@@ -88,6 +106,21 @@ def example_from_json(value: Any) -> Example:
     gold = value.get("gold")
     example: Example = from_json(Example, {key: item for key, item in value.items() if key != "gold"})
     return dataclasses.replace(example, gold=None if gold is None else trajectory_from_json(gold))
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Reads JSON from anybody.
+
+    Raises:
+      TrajectoryError: If it is not JSON, repeats a key, holds a number that JSON has not, or could not be written again.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise TrajectoryError(str(error)) from error
+    if problem := unwritable(value):
+        raise TrajectoryError(problem)
+    return value
 
 
 class ShardWriter:
@@ -131,7 +164,7 @@ class ShardWriter:
 def save_record(path: epath.PathLike, record: TokenRecord) -> None:
     """Writes a token record as `.npz`."""
     _check_record(record, "record")
-    with _Atomic(path) as file:
+    with AtomicFile(path) as file:
         np.savez_compressed(file, **{name: getattr(record, name) for name in _RECORD_TYPES})
 
 
@@ -173,18 +206,18 @@ def _read_lines(path: epath.PathLike, parse: Any) -> Iterator[Any]:
         if not line.strip():
             continue
         try:
-            yield parse(json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant))
-        except (ValueError, RecursionError) as error:
+            yield parse(strict_json(line))
+        except TrajectoryError as error:
             raise TrajectoryError(f"{path}, line {number}: {error}") from error
 
 
 def _write_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    with _Atomic(path) as file:
+    with AtomicFile(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n")
 
 
-class _Atomic:
+class AtomicFile:
     """A binary file that appears under its name only when the block ends well."""
 
     def __init__(self, path: epath.PathLike) -> None:
@@ -209,6 +242,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise TrajectoryError("a key stands twice in an object")
     return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_constant(text)
 
 
 def _no_constant(text: str) -> Any:

@@ -102,7 +102,7 @@ def call_place(call: ToolCall, media: Sequence[Media], regions: Mapping[int, Reg
         box = region.bbox_2d if region is not None and region.media == medium.id else _box(arguments)
         interval = _interval(call, medium, None if region is None else region.time_s)
         return place(media, medium.id, box, interval)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -268,10 +268,13 @@ def _regions(trajectory: Trajectory) -> dict[int, Region]:
 
 def _uses(call: ToolCall, media: Sequence[Media], made: set[int], found: set[int]) -> bool:
     arguments = call.arguments
-    if arguments.get("region") in found or arguments.get("other") in found or arguments.get("media") in made:
-        return True
     images = [medium.id for medium in media if medium.kind == "image"]
-    return "img_idx" in arguments and images[arguments["img_idx"]] in made
+    try:
+        if arguments.get("region") in found or arguments.get("other") in found or arguments.get("media") in made:
+            return True
+        return "img_idx" in arguments and images[arguments["img_idx"]] in made
+    except (TypeError, IndexError):  # a trace may say that a call was valid which could not have been
+        return False
 
 
 def _grids(a: Sequence[Place], b: Sequence[Place]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

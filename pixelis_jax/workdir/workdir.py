@@ -60,25 +60,27 @@ class Workdir:
           The work directory.
 
         Raises:
-          WorkdirError: another configuration made it, or it holds other files.
+          WorkdirError: another configuration made it, it holds other files, or JSON cannot hold the configuration.
         """
         path = epath.Path(path).expanduser()
-        config = json.loads(json.dumps(config, allow_nan=False))  # tuples become the lists that a file gives back
+        try:
+            config = json.loads(json.dumps(config, allow_nan=False))  # tuples become the lists that a file gives back
+        except (TypeError, ValueError) as error:
+            raise WorkdirError(f"the configuration cannot be kept in {_CONFIG}: {error}") from error
         if path.exists() and not path.is_dir():
             raise WorkdirError(f"{path} is a file; give a directory")
-        if path.is_dir() and (path / _CONFIG).exists():
-            _check_same(path, _read_json(path / _CONFIG), config, may_differ)
-            return cls(path)
-        # What an interrupted creation left (environment.json, a temporary file) is no obstacle.
-        left = [item.name for item in path.iterdir()] if path.is_dir() else []
-        if any(not name.startswith(".") and name != _ENVIRONMENT for name in left):
-            raise WorkdirError(f"{path} holds files but no {_CONFIG}: not a work directory; give a new or empty one")
-        if jax.process_index() == 0:
+        # One process looks and writes; the others, which may come later, find what it wrote.
+        if jax.process_index() == 0 and not (path / _CONFIG).exists():
+            # What an interrupted creation left (environment.json, a temporary file) is no obstacle.
+            left = [item.name for item in path.iterdir()] if path.is_dir() else []
+            if any(not name.startswith(".") and name != _ENVIRONMENT for name in left):
+                raise WorkdirError(f"{path} holds files but no {_CONFIG}: not a work directory; give a new or empty one")
             path.mkdir(parents=True, exist_ok=True)
             atomic.write_json(path / _ENVIRONMENT, environment)
             atomic.write_json(path / _CONFIG, config)  # last: it is what makes the directory a work directory
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("workdir")
+        _check_same(path, _read_json(path / _CONFIG), config, may_differ)
         return cls(path)
 
     @property
@@ -94,15 +96,16 @@ class Workdir:
         """Opens this process's metrics for writing."""
         return MetricsWriter(self.path, process=jax.process_index())
 
-    def open_checkpoints(self, keep: int | None = None) -> Checkpoints:
+    def open_checkpoints(self, keep: int | None = None, *, read_only: bool = False) -> Checkpoints:
         """Opens the checkpoints.
 
         Args:
           keep: number of the latest to keep when saving; None keeps all.
+          read_only: touches nothing: for a run that may be going on elsewhere.
         """
         path = self.path / "checkpoints"
         # Orbax wants absolute paths.
-        return Checkpoints(path if "://" in path.as_posix() else path.resolve(), keep=keep)
+        return Checkpoints(path if "://" in path.as_posix() else path.resolve(), keep=keep, read_only=read_only)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -71,10 +71,31 @@ def test_every_command_explains_itself(run, command):
         (["replay", TRACE, "--media_root=/"], "scene.png"),
         (["replay", TRACE, "--tolerance=loose"], "invalid choice"),
         (["report", "/no/such/place"], "no such file"),
-        (["convert", "/no/such/place", "x", "--to=hf"], "not a directory"),
+        (["convert", "/no/such/place", "x", "--to=hf"], "no model '/no/such/place'"),
         (["convert", str(GOLDEN), "x", "--to=orbax"], "config.json"),
         (["bench", "nothing"], "invalid choice"),
         (["bench", "tools", "--scenes=0"], "--scenes"),
+        (["bench", "tools", "--scenes=1", f"--json={SCENE}/figures.json"], "--json"),
+        (["tools", "lst"], "did you mean 'list'?"),
+        (["tools", "list", "--jsn"], "unrecognized arguments: --jsn; did you mean '--json'?"),
+        (["replay", TRACE, "--tolerence=exact"], "did you mean '--tolerance'?"),
+        (["replay", TRACE, "--tolerance=num"], "did you mean 'numeric'?"),
+        (["data", "build", "--out=new", "--split=tst"], "did you mean 'test'?"),
+        (["bench", "tool"], "did you mean 'tools'?"),
+        (["bench", "scenes", "--split=tst"], "did you mean 'test'?"),
+        (["bench", "scenes", "--chain=orcle"], "did you mean 'oracle'?"),
+        (["ask", SCENE, "--config.seed=1"], "unrecognized arguments: --config.seed=1"),
+        (["ask", "b\udcffad.png", "What?"], "not UTF-8"),
+        (["ask", SCENE, "q\udcff?"], "not UTF-8"),
+        (["tools", "run", "zoom", SCENE, '--args={"label": "\\ud800"}'], "half of a surrogate pair"),
+        (["tools", "run", "zoom", SCENE, '--args={"label": "a", "label": "b"}'], "a key stands twice"),
+        (["tools", "run", "zoom", SCENE, "--args=" + "[" * 3000], "--args is not valid JSON: maximum recursion"),
+        (["report", TRACE, "--max_traces=0"], "--max_traces must be at least 1, got 0"),
+        (["report", TRACE, "--max_traces=-1"], "--max_traces must be at least 1, got -1"),
+        (["report", TRACE, "--media_root=/no/such/place"], "--media_root"),
+        (["report", TRACE, "--out=."], "--out: . is a directory"),
+        (["report", TRACE, f"--out={SCENE}/r.html"], "--out"),
+        (["data", "build", "--out=new", "--seed=4294967296"], "--seed must lie in 0 .. 2^32 - 1"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, tmp_path, monkeypatch, arguments, words):
@@ -83,6 +104,31 @@ def test_bad_input_is_one_line_and_status_2(run, tmp_path, monkeypatch, argument
     assert status == 2
     assert err.startswith("pixelis: ") and err.count("\n") == 1 and words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_no_place_for_a_page_and_an_empty_trace_has_none(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty.jsonl").touch()
+    status, _, err = run("report", TRACE, f"--out={tmp_path / 'pipe'}")
+    assert status == 2 and "no ordinary file" in err and (tmp_path / "pipe").is_fifo()
+    status, _, err = run("report", str(tmp_path / "empty.jsonl"))
+    assert status == 2 and "holds no trajectory" in err and not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def broken(:", "SyntaxError"),
+        ("x = y", "NameError: name 'y' is not defined"),
+        ("raise ValueError('no licence')", "ValueError: no licence"),
+        ("raise SystemExit(7)", "SystemExit: 7"),
+    ],
+)
+def test_a_module_of_the_users_that_fails_is_their_error(run, tmp_path, monkeypatch, text, words):
+    (tmp_path / "bad_lab.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, _, err = run("tools", "list", "--imports=bad_lab")
+    assert status == 2 and err.count("\n") == 1 and f"--imports: bad_lab: {words}" in err
 
 
 def test_tools_list(run):

@@ -1,6 +1,7 @@
 """Asking: the steps as they happen, the trace, and everything that is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,13 @@ def test_json_is_the_trajectory_and_nothing_else(run, base, image, script):
 
 
 @pytest.mark.parametrize(
-    ("turns", "words"), [([""], "its last turn is empty"), ([("and then", "length")], "stopped by max_tokens")]
+    ("turns", "words"),
+    [
+        ([""], "its last turn is empty"),
+        ([("and then", "length")], "stopped by max_tokens"),
+        (["The red lamp..3</answer>"], "the tags of its last turn do not match: The red lamp..3</answer>"),
+        (["<answer>The red lamp"], "the tags of its last turn do not match: <answer>The red lamp"),
+    ],
 )
 def test_no_answer_is_status_1(run, base, image, script, turns, words):
     script(*turns)
@@ -81,6 +88,8 @@ def test_a_random_policy_ends_somehow(run, base, image):
         ("has 1 media", ["photos/card.png", "What is on <media 2>?"]),
         ("no such directory", ["photos/card.png", "What?", "--trace=none/t.jsonl"]),
         ("photos is a directory", ["photos/card.png", "What?", "--trace=photos"]),
+        ("no ordinary file", ["photos/card.png", "What?", "--trace=pipe"]),
+        ("--seed must lie in 0 .. 2^32 - 1", ["photos/card.png", "What?", f"--seed={2**32}"]),
         ("--temperature", ["photos/card.png", "What?", "--temperature=nan"]),
         ("--temperature", ["photos/card.png", "What?", "--temperature=-1"]),
         ("--seed", ["photos/card.png", "What?", "--seed=-1"]),
@@ -93,6 +102,7 @@ def test_a_random_policy_ends_somehow(run, base, image):
 )
 def test_what_is_refused(refused, base, image, tmp_path, words, arguments):
     (tmp_path / "notes.txt").write_text("no picture")
+    os.mkfifo(tmp_path / "pipe")
     refused(words, "ask", *arguments, *([] if any("--model" in argument for argument in arguments) else [f"--model={base}"]))
 
 
@@ -104,6 +114,12 @@ def test_what_is_refused(refused, base, image, tmp_path, words, arguments):
         ("tokenizer.json", ("<|im_end|>", "<|the_end|>"), "no token '<|im_end|>'"),
         ("tokenizer.json", ("{", ""), "no tokenizer that can be read"),
         ("pixelis.json", ('"style"', '"stile"'), "stile"),
+        (
+            "preprocessor_config.json",
+            ('"patch_size": 8', '"patch_size": 16'),
+            "and merge_size are (16",
+        ),
+        ("preprocessor_config.json", ('"patch_size": 8', '"patch_size": "8"'), "patch_size is '8', expected a positive integer"),
         ("model.safetensors.index.json", None, "holds neither"),
     ],
 )

@@ -52,7 +52,8 @@ def test_eval_writes_results_and_traces_that_can_be_moved(run, config, base):
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        ("no split 'tets'", ["--config.split=tets"]),
+        ("no split 'tets'; did you mean 'test'?", ["--config.split=tets"]),
+        ("the field 'slotz' is not known; did you mean 'slots'?", ["--config=slotz.py"]),
         ("slots must be at least 1", ["--config.slots=0"]),
         ("there must be at least one scene", ["--config.counts.read=0", "--config.counts.shape=0"]),
         ("no field 'counts'", ["--config=train.py"]),
@@ -63,6 +64,7 @@ def test_eval_writes_results_and_traces_that_can_be_moved(run, config, base):
 )
 def test_what_eval_refuses(refused, config, base, tmp_path, words, arguments):
     (tmp_path / "train.py").write_text("from configs.tiny_sft import get_config")
+    (tmp_path / "slotz.py").write_text(EVAL.replace('"slots": 2', '"slots": 2, "slotz": 3'))
     given = {argument.partition("=")[0] for argument in arguments}
     defaults = [config, "--workdir=new"] + ([f"--model={base}"] if arguments else [])
     refused(words, "eval", *[option for option in defaults if option.partition("=")[0] not in given], *arguments)
@@ -88,8 +90,12 @@ def test_data_build_and_audit(run, refused):
         ("did you mean 'read'?", ["build", "--out=new", "--family=reed"]),
         ("invalid choice", ["build", "--out=new", "--split=none"]),
         ("workers must be 0 or more", ["build", "--out=new", "--workers=-1"]),
-        ("--seed must not be negative", ["build", "--out=new", "--seed=-1"]),
+        ("--seed must lie in", ["build", "--out=new", "--seed=-1"]),
         ("file is not a directory", ["build", "--out=file"]),
+        ("holds files but no build.json", ["build", "--out=.", "--count=1"]),
+        ("other/build.json cannot be read", ["build", "--out=other", "--count=1"]),
+        ("binary/build.json cannot be read", ["build", "--out=binary", "--count=1"]),
+        ("built with another --seed", ["build", "--out=list", "--count=1"]),
         ("required: --out", ["build"]),
         ("no such directory: none", ["audit", "none"]),
         ("needs at least two; built are: none", ["audit", "."]),
@@ -97,6 +103,9 @@ def test_data_build_and_audit(run, refused):
 )
 def test_what_data_refuses(refused, tmp_path, words, arguments):
     (tmp_path / "file").write_text("")
+    for name, content in (("other", b"{"), ("binary", b"\xff\xfe"), ("list", b"[0]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "build.json").write_bytes(content)
     refused(words, "data", *arguments)
 
 

@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from pixelis_jax.commands import models
 from pixelis_jax.workdir import Workdir
@@ -58,14 +61,30 @@ def steps(workdir):
     return [row["step"] for row in Workdir(workdir).metrics()]
 
 
-def test_sft_stops_moves_goes_on_and_ends_in_a_model(run, sft, encoder, tmp_path):
+def parameters(name):
+    return jax.tree.leaves(nnx.state(models.load(name).model))
+
+
+def same(left, right):
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_sft_stops_moves_goes_on_and_ends_in_a_model(run, refused, sft, base, encoder, capsys, tmp_path):
     status, out, _ = run("train", sft, "--workdir=a", "--config.max_minutes=0")
     assert status == 3 and "stopped at step 1" in out and steps("a") == [1]
-    with pytest.raises(Exception, match="has not finished"):
-        models.load("a")
+    loaded = models.load("a")
+    assert capsys.readouterr().err == "pixelis: a has not finished: its latest checkpoint is of step 1 of 3, which is used here\n"
+    assert (loaded.info.model, loaded.info.step) == ("a", 1) and loaded.encoder.files() == encoder.files()
+    first = parameters("a/checkpoints/1")
+    assert capsys.readouterr().err == "" and same(first, jax.tree.leaves(nnx.state(loaded.model)))
+    words = "a has not finished: its latest checkpoint is of step 1 of 3, later it will be another; let it finish, or give a/che"
+    refused(words, "train", sft, "--workdir=new", "--config.init_from=a")
     os.rename("a", "b")  # nothing in a run depends on where it lies
     status, out, err = run("train", sft, "--workdir=b")
     assert status == 0 and "going on from step 1" in out and steps("b") == [1, 2, 3]
+    # Its warm-up begins at a rate of 0, so the first step changes nothing; the last one is the finished model.
+    assert same(first, parameters(str(base))) and same(first, parameters("b/checkpoints/1"))
+    assert same(parameters("b/checkpoints/3"), parameters("b")) and not same(first, parameters("b"))
     loaded = models.load("b")
     assert loaded.info.model == "b" and loaded.encoder.files() == encoder.files()
     written = (tmp_path / "b" / "model" / "config.json").stat().st_mtime_ns
@@ -96,6 +115,20 @@ def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
         ("warmup_steps (1)", ["--config.total_steps=1"]),
         ("log_every must be at least 1", ["--config.log_every=0"]),
         ("phase is 'rft', expected one of look, sft", ["--config.phase=rft"]),
+        ("seed must be a whole number in 0 .. 2^32 - 1, got -1", ["--config.seed=-1"]),
+        ("seed must be a whole number in", [f"--config.scenes.seed={2**32}"]),
+        ("buckets.tokens must be whole numbers of at least 1, got ()", ["--config.buckets.tokens=()"]),
+        ("buckets.frames must be whole numbers of at least 1, got (0, 4)", ["--config.buckets.frames=(0, 4)"]),
+        ("buckets.tokens_per_batch must be a whole number of at least 1", ["--config.buckets.tokens_per_batch=0"]),
+        ("loss.chunk must be a whole number of at least 1, got 0", ["--config.loss.chunk=0"]),
+        ("optimizer.learning_rate must be a number above 0, got -1.0", ["--config.optimizer.learning_rate=-1.0"]),
+        ("optimizer.learning_rate must be a number above 0, got nan", ["--config.optimizer.learning_rate=nan"]),
+        ("optimizer.b1 must be at least 0 and less than 1", ["--config.optimizer.b1=1.0"]),
+        ("max_minutes must be a number of at least 0, got -1.0", ["--config.max_minutes=-1"]),
+        ("pixels.std must be numbers above 0", ["--config.pixels.std=(0.5, 0.0, 0.5)"]),
+        ("scenes.styles.direct must be a number", ["--config=styles.py"]),
+        ("the field 'log_evry' is not known; did you mean 'log_every'?", ["--config=typo.py"]),
+        ("the field 'optimizer.lerning_rate' is not known; did you mean 'optimizer.learning_rate'?", ["--config=typo2.py"]),
         ("no such file: none.array_record", ["--config.data=none.array_record"]),
         ("cannot read records from sft.py", ["--config.data=sft.py"]),
         ("no model 'tiny_bse'", ["--config.init_from=tiny_bse"]),
@@ -132,6 +165,12 @@ def test_what_is_refused(refused, sft, tmp_path, words, arguments):
         "eval": "from configs.eval_scenes import get_config",
         "lazy": "from configs import tiny_sft\ndef get_config():\n"
         "    config = tiny_sft.get_config()\n    config.scenes.answer_only = {'read': 2.0}\n    return config",
+        "styles": "from configs import tiny_sft\ndef get_config():\n"
+        "    config = tiny_sft.get_config()\n    config.scenes.styles = {'direct': 'most'}\n    return config",
+        "typo": "from configs import tiny_sft\ndef get_config():\n"
+        "    config = tiny_sft.get_config()\n    config.log_evry = 5\n    return config",
+        "typo2": "from configs import tiny_sft\ndef get_config():\n"
+        "    config = tiny_sft.get_config()\n    config.optimizer.lerning_rate = 0.1\n    return config",
         "kinds": "from configs import tiny_base\ndef get_config():\n"
         "    config = tiny_base.get_config()\n    config.scenes.kinds = ('images',)\n    return config",
     }

@@ -2,7 +2,9 @@
 
 import collections
 import hashlib
+import importlib.metadata
 import io
+import pathlib
 
 import av
 import cv2
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import eval_scenes
 from pixelis_jax.data.scenes import (
     FAMILIES,
     FPS,
@@ -258,7 +261,22 @@ def test_relative_boxes():
     assert relative((-9, 51.2, 600, 512), 512, 512) == (0, 100, 1000, 1000)
 
 
-def test_the_digest_freezes_a_split():
-    digest = split_digest("shift", 1)
-    assert digest == split_digest("shift", 1)
-    assert digest != split_digest("shift", 1, seed=1)
+def test_the_digest_follows_the_seed():
+    digest = split_digest("shift", 1, families=("read", "blink"))
+    assert digest == split_digest("shift", 1, families=("read", "blink"))
+    assert digest != split_digest("shift", 1, seed=1, families=("read", "blink"))
+
+
+# What pixels depend on, in the versions of requirements.txt.
+DRAWN_WITH = ("numpy", "pillow", "opencv-contrib-python-headless", "scikit-image", "matplotlib", "av")
+SHIFT = "1c7b11cbf7fef7e8d6b74857348690e6156506097437543ae5b671160acb1aa3"
+
+
+def test_shift_is_frozen():
+    """The split that studies are made on: a change of the generator must not go unseen."""
+    lock = pathlib.Path(__file__).parents[2] / "requirements.txt"
+    pinned = dict(line.split("==") for line in lock.read_text().split() if "==" in line)
+    others = [name for name in DRAWN_WITH if importlib.metadata.version(name) != pinned[name]]
+    if others:
+        pytest.skip(f"drawn with other versions of {', '.join(others)}")
+    assert split_digest("shift", 2, families=eval_scenes.FAMILIES) == SHIFT

@@ -161,6 +161,14 @@ def test_files_of_a_model_directory_round_trip(tmp_path):
     assert again.tokenizer.token_bytes == ENCODER.tokenizer.token_bytes
 
 
+def test_patches_that_the_model_does_not_take_are_refused(tmp_path):
+    for name, text in (ENCODER.files() | {"preprocessor_config.json": "{}"}).items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "config.json").write_text(json.dumps(ENCODER.model.to_json()))
+    with pytest.raises(ValueError, match=r"are \(16, 2, 2\) in preprocessor_config.json, \(8, 2, 2\) in config.json"):
+        Encoder.load(tmp_path)
+
+
 def test_a_released_checkpoint_gets_the_default_prompt(tmp_path):
     prompt = PromptConfig.load(tmp_path)
     assert prompt == PromptConfig() and (prompt.tools, prompt.style) == ("schemas", "qwen3_vl")

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
@@ -224,3 +225,48 @@ def test_the_numeric_tolerance_forgives_no_ids_and_judges_masks_by_overlap(fresh
     assert mask is not None and not list(compare("mask", dict(mask), dict(mask), "numeric"))
     line = json.loads(json.dumps(dict(mask)))
     assert list(compare("mask", line, {**line, "size": [1, 1]}, "numeric"))
+    for change in ({"size": [10**6, 10**6]}, {"size": ["a", None]}, {"counts": "!!!garbage"}, {"counts": 5}, {"size": [1, 1]}):
+        assert list(compare("mask", {**line, **change}, line, "numeric"))
+
+
+def test_a_number_too_large_to_compare_is_a_difference():
+    assert list(compare("steps[0].observation.data.share", 10**400, 0.5, "numeric"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda line: line["media"][1]["parent"].update(media=2), "media[1].parent.media"),
+        (lambda line: line["media"][1]["parent"].update(media=99), "media[1].parent.media"),
+        (lambda line: line["steps"][1]["observation"]["regions"][0].update(media=99), "regions[0].media"),
+        (lambda line: line["steps"][0]["observation"]["media"].append(99), "observation.media"),
+    ],
+)
+def test_ids_that_lead_nowhere_are_differences(fresh, pool, change, words):
+    directory, trajectories = fresh
+    line = trajectory_to_json(trajectories["image"])
+    change(line)
+    wheres = [difference.where for difference in run(trajectory_from_json(line), pool, directory, "numeric").differences]
+    assert any(words in where for where in wheres)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (5, "sampling.environment: expected an object"),
+        ({"max_lines": "x"}, "environment.max_lines: expected an integer"),
+        ({"dialect": "foo"}, "environment.dialect: expected one of native, qwen3_vl"),
+        ({"dialect": ["a"]}, "environment.dialect: expected one of native, qwen3_vl"),
+        ({"boxes_in_text": 7}, "environment.boxes_in_text: expected true or false"),
+        ({"colour": 1}, "environment.colour: unknown field"),
+        ({"backend_options": [1]}, "environment.backend_options: expected an object"),
+        ({"backend_options": {"zoom": 3}}, "environment.backend_options.zoom: expected an object"),
+        ({"backend_options": {"zoom": {"x": 1}}}, "environment.backend_options: tool 'zoom' has no back-end"),
+        ({"backend_options": {"ocr": {"x": 1}}}, "environment.backend_options: back-end 'rapidocr' of 'ocr' has no option 'x'"),
+    ],
+)
+def test_settings_that_no_config_could_have_are_bad_input(fresh, record, message):
+    line = trajectory_to_json(fresh[1]["image"])
+    line["sampling"]["environment"] = record
+    with pytest.raises(TrajectoryError, match=re.escape(message)):
+        tools_config(trajectory_from_json(line))

@@ -38,22 +38,24 @@ def test_hand_computed() -> None:
     np.testing.assert_allclose(only, [0.0, 0.0], atol=1e-7)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 13, 64])
+@pytest.mark.parametrize(("chunk", "vocab_chunk"), [(1, 19), (4, 99), (13, 7), (64, 1)])
 @pytest.mark.parametrize("jit", [False, True])
-def test_equals_naive_form_for_any_chunk(chunk: int, jit: bool) -> None:
+def test_equals_naive_form_for_any_chunk(chunk: int, vocab_chunk: int, jit: bool) -> None:
     hidden, unembedding, targets, banned = _inputs()
-    function = functools.partial(losses.token_log_probs, temperature=0.7, banned=banned, chunk=chunk)
+    function = functools.partial(losses.token_log_probs, temperature=0.7, banned=banned, chunk=chunk, vocab_chunk=vocab_chunk)
     function = jax.jit(function) if jit else function
     expected = _naive(hidden, unembedding, targets, 0.7, banned)
     np.testing.assert_allclose(function(hidden, unembedding, targets), expected, rtol=2e-6, atol=2e-6)
 
 
-def test_gradients_equal_those_of_the_naive_form() -> None:
-    hidden, unembedding, targets, banned = _inputs()
+@pytest.mark.parametrize("vocab_chunk", [24, 5])
+def test_gradients_equal_those_of_the_naive_form(vocab_chunk: int) -> None:
+    hidden, unembedding, targets, banned = _inputs(v=24)
     weights = np.linspace(0.0, 2.0, len(targets), dtype=np.float32)
+    options = {"temperature": 0.7, "banned": banned, "chunk": 4, "vocab_chunk": vocab_chunk}
 
     def ours(h, u):
-        return jnp.sum(weights * losses.token_log_probs(h, u, targets, temperature=0.7, banned=banned, chunk=4))
+        return jnp.sum(weights * losses.token_log_probs(h, u, targets, **options))
 
     def naive(h, u):
         return jnp.sum(weights * _naive(h, u, targets, 0.7, banned))
@@ -64,6 +66,13 @@ def test_gradients_equal_those_of_the_naive_form() -> None:
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_rows_are_reduced_side_by_side() -> None:
+    hidden, unembedding, targets, banned = _inputs(n=12)
+    flat = losses.token_log_probs(hidden, unembedding, targets, banned=banned)
+    rows = losses.token_log_probs(hidden.reshape(3, 4, -1), unembedding, targets.reshape(3, 4), banned=banned, chunk=3)
+    np.testing.assert_allclose(rows.reshape(-1), flat, rtol=1e-6)
 
 
 def test_a_banned_target_of_weight_zero_gives_no_nan() -> None:
@@ -94,18 +103,18 @@ def _largest_array(jaxpr: Any) -> int:
 
 
 def test_logits_of_the_whole_batch_never_exist() -> None:
-    n, d, v, chunk = 4096, 8, 1000, 128
+    n, d, v, chunk, vocab_chunk = 4096, 8, 1000, 256, 250
     hidden, unembedding = jnp.zeros((n, d)), jnp.zeros((v, d))
     targets = jnp.zeros(n, jnp.int32)
 
     def ours(h, u):
-        return losses.token_log_probs(h, u, targets, chunk=chunk).sum()
+        return losses.token_log_probs(h, u, targets, chunk=chunk, vocab_chunk=vocab_chunk).sum()
 
     def naive(h, u):
         return _naive(h, u, targets, 1.0, np.zeros(v, bool)).sum()
 
     # The largest legitimate array is one chunk's logits; the check itself must see the naive form's.
-    assert _largest_array(jax.make_jaxpr(jax.grad(ours, (0, 1)))(hidden, unembedding).jaxpr) == chunk * v
+    assert _largest_array(jax.make_jaxpr(jax.grad(ours, (0, 1)))(hidden, unembedding).jaxpr) == chunk * vocab_chunk
     assert _largest_array(jax.make_jaxpr(jax.grad(naive, (0, 1)))(hidden, unembedding).jaxpr) >= n * v
 
 

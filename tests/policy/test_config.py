@@ -26,7 +26,8 @@ def test_both_spellings_of_rope_are_read():
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("", {"model_type": "qwen3_vl_moe"}, "qwen3_vl_moe"),
+        ("", {"model_type": "qwen2_vl"}, "qwen2_vl"),
+        ("", {"model_type": "qwen3_vl_moe"}, "num_experts is missing"),
         ("", {"quantization_config": {}}, "quantization_config"),
         ("text_config", {"hidden_act": "gelu"}, "text_config.hidden_act"),
         ("text_config", {"attention_bias": True}, "attention_bias"),

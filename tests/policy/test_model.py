@@ -118,7 +118,7 @@ def test_gradients_reach_every_parameter_and_remat_changes_none():
     plain = gradients(_model())
     for path, gradient in jax.tree_util.tree_leaves_with_path(plain):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, path
-    again = gradients(_model(remat=True))
+    again = gradients(_model(execution=policy.Execution(remat="full")))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
 
 

@@ -90,7 +90,20 @@ def test_settings_round_trip_and_refusals(tmp_path):
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps(ProcessingConfig.tiny().to_json()))
     assert ProcessingConfig.from_json(tmp_path) == ProcessingConfig.tiny()
-    for change, message in (({"do_resize": False}, "do_resize"), ({"pixel_magic": 1}, "pixel_magic")):
+    for change, message in (
+        ({"do_resize": False}, "do_resize"),
+        ({"pixel_magic": 1}, "pixel_magic"),
+        ({"size": [1, 2]}, "expected an object"),
+        ({"patch_size": "16"}, "patch_size is '16', expected a positive integer"),
+        ({"patch_size": -8}, "patch_size is -8, expected a positive integer"),
+        ({"image_mean": 0.5}, "not iterable"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "three numbers above 0"),
+        ({"image_mean": [0.5, 0.5]}, "expected three numbers"),
+    ):
         file.write_text(json.dumps(ProcessingConfig().to_json() | change))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as caught:
             ProcessingConfig.from_json(file)
+        assert "preprocessor_config.json" in str(caught.value)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="preprocessor_config.json: expected an object"):
+        ProcessingConfig.from_json(file)

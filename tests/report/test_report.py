@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import html.parser
 import json
 import re
@@ -124,6 +125,38 @@ def test_a_trace_whose_files_are_gone_or_changed_is_still_shown(workdir):
     assert "scene.png: No such file" in page and "clip.mp4: the file changed" in page and "HK3V9" in page
 
 
+def test_a_damaged_medium_costs_its_pictures_and_no_more(workdir):
+    trace = workdir / "trajectories" / "eval-0-0.jsonl"
+    scene = workdir / "trajectories" / "scene.png"
+    before = hashlib.sha256(scene.read_bytes()).hexdigest()
+    scene.write_bytes(scene.read_bytes()[:300])
+    trace.write_text(trace.read_text().replace(before, hashlib.sha256(scene.read_bytes()).hexdigest()))
+    write_report([workdir], workdir / "r.html")
+    page = (workdir / "r.html").read_text()
+    assert "scene.png: damaged or truncated image" in page and "starts middle left" in page and "HK3V9" in page
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"img_idx": 7, "bbox_2d": [0, 0, 9, 9]}, {"media": [1]}, {"media": 1, "region": {}}, {"media": 1, "time_s": 10**400}],
+)
+def test_a_call_that_could_not_have_been_valid_is_shown_all_the_same(arguments):
+    gold = list(read_trajectories(GOLDEN / "trace.jsonl"))[0]
+    zoom = gold.steps[0]
+    step = dataclasses.replace(zoom, call=dataclasses.replace(zoom.call, arguments=arguments))
+    traced = Traced(trajectory=dataclasses.replace(gold, steps=(step, *gold.steps)), media_root=GOLDEN)
+    assert len(views.view_trace(traced, "run", views.Pictures(), MediaStore()).steps) == len(gold.steps) + 1
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_medium_of_another_kind_leaves_a_note(kind):
+    gold = list(read_trajectories(GOLDEN / "trace.jsonl"))[kind == "image"]
+    media = (dataclasses.replace(gold.media[0], kind=kind), *gold.media[1:])
+    traced = Traced(trajectory=dataclasses.replace(gold, media=media), media_root=GOLDEN)
+    notes = views.view_trace(traced, "run", views.Pictures(), MediaStore()).notes
+    assert any("not a readable image" in note for note in notes)
+
+
 def test_of_too_many_traces_the_wrong_ones_come_first(tmp_path):
     gold = next(read_trajectories(GOLDEN / "trace.jsonl"))
     items = [dataclasses.replace(gold, id=f"t{index}", scores={"task": float(index != 7)}) for index in range(10)]
@@ -135,7 +168,8 @@ def test_of_too_many_traces_the_wrong_ones_come_first(tmp_path):
 
 
 def test_a_source_with_nothing_to_show_is_bad_input(tmp_path):
-    for path in (tmp_path, tmp_path / "none"):
+    (tmp_path / "empty").touch()
+    for path in (tmp_path, tmp_path / "none", tmp_path / "empty"):
         with pytest.raises(TrajectoryError):
             read_source(path)
     (tmp_path / "metrics-0-0.jsonl").write_text("{}\n")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -20,22 +21,62 @@ def mesh() -> AbstractMesh:
     return AbstractMesh((2, 2, 2, 1, 1), tuple(sharding.MESH_AXES))
 
 
-def test_one_device_and_eight_give_the_same_step():
-    script = pathlib.Path(__file__).with_name("sharded_step.py")
-    root = script.parents[2]
-    environment = os.environ | {
+SCRIPT = pathlib.Path(__file__).with_name("sharded_step.py")
+
+
+def _environment(devices: int, **more: str) -> dict[str, str]:
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(root),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(SCRIPT.parents[2]),
+        **more,
     }
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == 2
+
+
+def _rows(*arguments: str, environments: list[dict[str, str]], timeout: int) -> list[dict]:
+    """Runs the script once an environment, all together, and returns the rows of the first."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for environment in environments
+    ]
+    done = [process.communicate(timeout=timeout) for process in started]
+    for process, (_, errors) in zip(started, done, strict=True):
+        assert process.returncode == 0, errors
+        assert "Involuntary full rematerialization" not in errors, errors
+    return [json.loads(line) for line in done[0][0].splitlines() if line.startswith("{")]
+
+
+def _check(results: list[dict], count: int) -> None:
+    assert len(results) == count
     for result in results:
         assert result["loss"] < 1e-5, result
         assert result["gradients"] < 1e-5, result
         assert (result["split"] > 0) == (result["mesh"] != {"data": 8}), result
+
+
+def test_one_device_and_eight_give_the_same_step():
+    _check(_rows("--few", environments=[_environment(8)], timeout=280), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_mesh_gives_the_same_step():
+    _check(_rows(environments=[_environment(8)], timeout=850), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_of_four_devices_give_the_same_step():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    group = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    environments = [_environment(4, **group, JAX_PROCESS_ID=str(number)) for number in range(2)]
+    results = _rows("--few", environments=environments, timeout=850)
+    _check(results, 2)
+    assert {result["processes"] for result in results} == {2}
 
 
 def test_rules_place_named_axes(mesh):

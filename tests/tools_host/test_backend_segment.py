@@ -64,3 +64,10 @@ def test_same_call_same_answer() -> None:
     one, two = (GrabCutSegmenter().segment(image, box_of(truth, 0.2)) for _ in range(2))
     assert one is not None and two is not None
     assert np.array_equal(one[0], two[0]) and one[1] == two[1]
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1)])
+def test_the_thinnest_picture_is_no_trouble(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    found = GrabCutSegmenter().segment(pixels, (0.3 * shape[1], 0.3 * shape[0], 0.6 * shape[1] + 1, 0.6 * shape[0] + 1))
+    assert found is None or found[0].shape == shape

@@ -1,6 +1,7 @@
 """track and localize through the environment, on encoded clips with known truth."""
 
 import pytest
+from lab_media import write_clip
 from scenes import events, moving_disc
 
 from tools_host.config import ToolsConfig
@@ -89,6 +90,26 @@ def test_a_text_region_can_be_read_again(run) -> None:
 def test_wrong_use(run, name: str, arguments: dict, code: str) -> None:
     seen = run(name, **arguments)
     assert not seen.ok and seen.error.code == code and seen.error.hint
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ({"start_s": 9.9}, "the last frame at 5.9 is not after start_s"),
+        ({"end_s": 0}, "end_s 0.0 is not after the first frame at 0.0"),
+    ],
+)
+def test_localize_speaks_of_the_times_that_were_given(run, times: dict, message: str) -> None:
+    last = run.environment.media[0].duration_s
+    times = {name: min(value, last) for name, value in times.items()}
+    seen = run("localize", media=1, event="motion", **times)
+    assert seen.error.code == "bad_time" and message in seen.error.message
+
+
+def test_nothing_happens_in_a_single_frame(tmp_path) -> None:
+    environment = EpisodeEnvironment([write_clip(tmp_path / "a.mp4", frames=1)], CONFIG)
+    seen = environment.run(ToolCall(name="localize", arguments={"media": 1, "event": "motion"}), InlinePool(CONFIG))
+    assert seen.error.code == "wrong_kind" and "a single frame" in seen.error.message
 
 
 @pytest.mark.parametrize(("name", "rest"), [("track", {"bbox_2d": START, "time_s": 0}), ("localize", {"event": "text"})])

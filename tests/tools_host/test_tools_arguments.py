@@ -43,6 +43,9 @@ def checked(name: str, **arguments: Any) -> dict[str, Any]:
         ("lab_crop", {"region": 1, "media": 1}, "unknown_argument", "give either region or media"),
         ("lab_crop", {"media": "1", "bbox_2d": BOX}, "bad_type", 'media is "1"'),
         ("lab_crop", {"media": True, "bbox_2d": BOX}, "bad_type", "media is true"),
+        ("lab_crop", {"media": 10**400, "bbox_2d": BOX}, "bad_type", "media is 1000"),
+        ("lab_crop", {"media": 1, "bbox_2d": [0, 0, 10**400, 10]}, "bad_type", "must be a number"),
+        ("lab_crop", {"media": 2, "bbox_2d": BOX, "time_s": 10**400}, "bad_type", "a number of seconds"),
         ("lab_crop", {"media": None, "bbox_2d": BOX}, "bad_type", "media is null"),
         ("lab_crop", {"media": 1.5, "bbox_2d": BOX}, "bad_type", "must be a whole number"),
         ("lab_crop", {"media": 1, "bbox_2d": [BOX]}, "bad_type", "a list of lists"),
@@ -106,7 +109,7 @@ def test_a_region_argument_of_the_tools_own_stays_a_region() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text("a1", max_size=3),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text("a1", max_size=3),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text("a1", max_size=3), inner, max_size=3),
     max_leaves=8,
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools_host.geometry import decode_mask, encode_mask, from_root, to_pixels, to_relative, to_root
+from tools_host.geometry import check_mask, decode_mask, encode_mask, from_root, to_pixels, to_relative, to_root
 from tools_host.protocol import Box, Media, Parent
 
 sides = st.integers(1, 5000)
@@ -106,3 +106,46 @@ def test_masks_survive_json(height: int, width: int, seed: int) -> None:
     rle = json.loads(json.dumps(encode_mask(mask)))
     assert rle["size"] == [height, width]
     assert np.array_equal(decode_mask(rle), mask)
+
+
+COUNTS = encode_mask(np.eye(40, 30, dtype=bool))["counts"]
+
+
+@pytest.mark.parametrize(
+    ("rle", "words"),
+    [
+        ({"size": [40, 30], "counts": COUNTS[:-1]}, "no run-length encoding|do not fill"),
+        ({"size": [40, 30], "counts": COUNTS + "0"}, "no run-length encoding|do not fill"),
+        ({"size": [30, 40], "counts": encode_mask(np.zeros((30, 41), bool))["counts"]}, "do not fill"),
+        ({"size": [40, 30], "counts": "1o0"}, "do not fill"),
+        ({"size": [40, 30], "counts": "ooooooooooooo1"}, "no run-length encoding"),
+        ({"size": [40, 30], "counts": "\u00e9"}, "no run-length encoding"),
+        ({"size": [40, 30], "counts": ""}, "no run-length encoding"),
+        ({"size": [40, 30], "counts": 7}, "no run-length encoding"),
+        ({"size": [10**6, 10**6], "counts": COUNTS}, "larger than any medium"),
+        ({"size": [-40, -30], "counts": COUNTS}, "two positive integers"),
+        ({"size": [40, True], "counts": COUNTS}, "two positive integers"),
+        ({"size": 1200, "counts": COUNTS}, "two positive integers"),
+        ({"size": [40, 30]}, "a size and counts"),
+        (7, "a size and counts"),
+    ],
+)
+def test_what_encodes_no_mask_is_refused_before_it_is_decoded(rle: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        decode_mask(rle)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    rle = {"size": [40, 30], "counts": COUNTS}
+    check_mask(rle, (40, 30))
+    with pytest.raises(ValueError, match="30 x 40 pixels, its medium of 40 x 30"):
+        check_mask(rle, (30, 40))
+
+
+@given(st.text("0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopq", max_size=12))
+def test_no_text_reads_beyond_the_mask(counts: str) -> None:
+    try:
+        mask = decode_mask({"size": [7, 5], "counts": counts})
+    except ValueError:
+        return
+    assert np.array_equal(decode_mask(encode_mask(mask)), mask)

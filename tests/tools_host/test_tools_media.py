@@ -4,13 +4,14 @@ import struct
 import wave
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from lab_media import write_clip
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tools_host import images
 from tools_host.geometry import encode_mask
@@ -178,6 +179,58 @@ def playlist(path: Path) -> None:
     path.write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n")
 
 
+def png_with_a_huge_text(path: Path) -> None:
+    """Pillow refuses it with a ValueError when it is opened."""
+    png_of_size(path, 8, 8)
+    body = b"note\0\0" + zlib.compress(b"x" * 2_000_000)
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + chunk + data[33:])
+
+
+def truncated_webp(path: Path) -> None:
+    """Pillow says `could not create decoder object`, and not of what, when it is opened."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path, format="WEBP")
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def damaged_avif(path: Path) -> None:
+    """The decoder raises a RuntimeError."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path, format="AVIF")
+    path.write_bytes(path.read_bytes().replace(b"pitm", b"none"))
+
+
+def write_avi(path: Path, *sizes: tuple[int, int]) -> None:
+    """An AVI of JPEGs, three of each size, under a header that knows the first alone."""
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuvj420p"
+        container.start_encoding()
+        for index, (width, height) in enumerate(size for size in sizes for _ in range(3)):
+            encoder = av.CodecContext.create("mjpeg", "w")
+            encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = width, height, "yuvj420p", Fraction(1, 10)
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 90, np.uint8), format="rgb24")
+            for packet in encoder.encode(frame.reformat(format="yuvj420p")):
+                packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 10), index, index
+                container.mux(packet)
+
+
+def unknown_codec(path: Path) -> None:
+    write_avi(path, (64, 48))
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZZZ"))
+
+
+def huge_video(path: Path) -> None:
+    """The container promises frames of 16,000 x 16,000 pixels."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("rawvideo", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "gray"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64), np.uint8), format="gray")
+        container.mux(stream.encode(frame))
+    # Width and height in the track's header: element 0xB0 of one byte, 0xBA of one byte.
+    path.write_bytes(path.read_bytes().replace(b"\xb0\x81\x40\xba\x81\x30", b"\xb0\x82\x3e\x80\xba\x82\x3e\x80"))
+
+
 @pytest.mark.parametrize(
     ("make", "name", "message"),
     [
@@ -196,6 +249,13 @@ def playlist(path: Path) -> None:
         (truncated_streaming_mp4, "a.mp4", ""),
         (mp4_without_frames, "a.mp4", "no"),
         (playlist, "a.m3u8", "not a readable image or video"),
+        (png_with_a_huge_text, "a.png", "damaged or truncated"),
+        (truncated_webp, "a.webp", "damaged or truncated"),
+        (damaged_avif, "a.avif", "damaged or truncated"),
+        (unknown_codec, "a.avi", "the codec of the video is not known"),
+        (huge_video, "a.mkv", "more than the limit of 120 megapixels"),
+        (missing, "a\0.png", "null"),
+        (missing, "a\ud800.png", "surrogates"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(make: Callable[[Path], None], name: str, message: str, tmp_path: Path) -> None:
@@ -204,6 +264,44 @@ def test_a_bad_file_is_one_clear_line(make: Callable[[Path], None], name: str, m
         MediaStore().inspect(str(tmp_path / name))
     assert message in str(caught.value) and name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_frames_that_cannot_be_counted_are_no_reason_to_refuse_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    frames = [Image.new("L", (8, 8), grey) for grey in (0, 120, 240)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert "first of 3 frames" in MediaStore().inspect(str(path)).note
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rfind(b"\x21\xf9") + 3])  # ends in the third frame's control block
+    assert MediaStore().inspect(str(path)).note == "" and pixels_of(path).max() == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_flaws_that_pillow_reads_over_are_not_printed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a lamp" * 20
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+    entry = struct.pack(">HHI", 0x010E, 2, 121)
+    start = path.read_bytes().index(entry) + len(entry)
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + struct.pack(">I", 2**30) + data[start + 4 :])  # the text lies beyond the end of the file
+    with pytest.raises(UserWarning), Image.open(path) as image:
+        ImageOps.exif_transpose(image)
+    assert pixels_of(path).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("cache_bytes", [2**24, 2**12])
+def test_frames_of_another_size_are_refused(tmp_path: Path, cache_bytes: int) -> None:
+    write_avi(tmp_path / "same.avi", (64, 48), (64, 48))
+    write_avi(tmp_path / "a.avi", (64, 48), (80, 48))
+    for name, whole in (("same.avi", True), ("a.avi", False)):
+        view = MediaStore(cache_bytes).open(spec_of(tmp_path / name))
+        if whole:
+            assert len(list(view.frames(0, 9))) == 6
+            continue
+        with pytest.raises(MediaError, match="64 x 48 at first, 80 x 48 at 0.30 s"):
+            list(view.frames(0, 9))
 
 
 def test_the_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +421,13 @@ def test_an_overlay_is_drawn_for_the_model_and_not_for_tools(photo: str) -> None
     np.testing.assert_allclose(inside, 0.65 * root[25, 60] + 0.35 * np.array([255, 0, 160]), atol=0.51)
     cut = store.open(spec_of(photo, overlay, crop(0, 0, 500, 500)), drawn=True).image()
     assert np.array_equal(cut, root[:50, :100])
+
+
+def test_an_overlay_whose_mask_is_not_its_mediums_is_refused(photo: str) -> None:
+    for mask in (encode_mask(np.ones((10, 20), bool)), {"size": [100, 200], "counts": "1"}, {"size": [100, 200]}):
+        overlay = Parent(media=1, step=0, bbox_2d=None, time_s=None, kind="overlay", mask=mask)
+        with pytest.raises(MediaError, match="the mask of an overlay"):
+            MediaStore().open(spec_of(photo, overlay), drawn=True)
 
 
 def test_drawing_an_empty_mask_changes_nothing() -> None:

@@ -72,6 +72,15 @@ def test_an_idle_worker_that_dies_costs_nothing(pool: WorkerPool) -> None:
         pid = replaced
 
 
+def test_a_worker_never_gets_an_interrupt_not_even_one_that_replaced_another(pool: WorkerPool) -> None:
+    for _ in range(2):
+        pid = data(run(pool, how="pid"))["pid"]
+        status = Path(f"/proc/{pid}/status").read_text()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        assert blocked >> (signal.SIGINT - 1) & 1
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_a_late_call_is_killed_with_its_worker(pool: WorkerPool) -> None:
     before = data(run(pool, how="pid"))["pid"]
     assert code(run(pool, how="sleep")) == "timeout"

@@ -99,7 +99,8 @@ def make_config(data: object, **changes: object) -> ConfigDict:
             "operations": 6,
             "buckets": {"tokens": (32,), "frames": (1, 2), "tokens_per_batch": 128},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "loss": {"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 16},
+            "loss": {"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 16, "vocab_chunk": 512},
+            "trainable": "all",
             "pixels": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
             "optimizer": {
                 "learning_rate": 1e-2, "warmup_steps": 2, "final_ratio": 0.1, "b1": 0.9, "b2": 0.98, "eps": 1e-8,

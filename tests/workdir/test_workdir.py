@@ -41,6 +41,13 @@ def test_another_config_is_refused_in_one_line_that_names_the_fields(tmp_path: P
     assert Workdir(tmp_path).config["seed"] == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}])
+def test_what_no_json_can_hold_is_refused_before_anything_is_written(tmp_path: Path, value: object) -> None:
+    with pytest.raises(WorkdirError, match="cannot be kept in config.json"):
+        _create(tmp_path / "run", CONFIG | {"odd": value})
+    assert not (tmp_path / "run").exists()
+
+
 def test_fields_that_may_differ(tmp_path: Path) -> None:
     _create(tmp_path)
     changed = CONFIG | {"optimizer": {"learning_rate": 0.1, "b1": 0.8}}

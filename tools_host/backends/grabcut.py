@@ -86,7 +86,9 @@ class _View:
         pixels = image[roi[1] : roi[3], roi[0] : roi[2]]
         scale = min(1.0, _WORK_SIDE / max(pixels.shape[:2]))
         if scale < 1:
-            pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            # No side becomes less than a pixel, however thin the picture is.
+            fy, fx = (max(scale, 1 / side) for side in pixels.shape[:2])
+            pixels = cv2.resize(pixels, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)
         box = [round(scale * v) for v in (x1 - roi[0], y1 - roi[1], x2 - roi[0], y2 - roi[1])]
         box[2], box[3] = max(box[2], box[0] + 1), max(box[3], box[1] + 1)
         return cls(np.ascontiguousarray(pixels), roi, (box[0], box[1], box[2], box[3]))

@@ -68,10 +68,13 @@ def _where(media: MediaView, bbox_2d: Box | None, region: RegionView | None) -> 
 
 def _when(media: MediaView, start_s: float | None, end_s: float | None) -> tuple[float, float]:
     times = media.frame_times()
-    start = float(times[0]) if start_s is None else start_s
-    end = float(times[-1]) if end_s is None else end_s
+    first, last = float(times[0]), float(times[-1])
+    if first == last:
+        raise ToolFailure("wrong_kind", "the video has a single frame, in which nothing happens", "use zoom, ocr or segment")
+    start, begins = (first, "the first frame at") if start_s is None else (start_s, "start_s")
+    end, ends = (last, "the last frame at") if end_s is None else (end_s, "end_s")
     if end <= start:
-        raise ToolFailure("bad_time", f"end_s {end} is not after start_s {start}", "give an end_s after start_s")
+        raise ToolFailure("bad_time", f"{ends} {end} is not after {begins} {start}", "give an end_s after start_s")
     return start, end
 
 

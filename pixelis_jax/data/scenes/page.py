@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixelis_jax.data.scenes import fonts, randomness
+from pixelis_jax.data.scenes import backgrounds, fonts, randomness
 from pixelis_jax.data.scenes.cards import SIDE
 from pixelis_jax.data.scenes.cut import ORDINALS
 from pixelis_jax.data.scenes.family import FAMILIES, Chain, Conclusion, Draft, Family, Place, Plan
@@ -61,7 +61,7 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Draft:
         objects.append(SceneObject(name=f"line {number + 1}", kind="line", boxes=box, text=line))
     asked = int(rng.integers(4))
     return Draft(
-        pixels=_printed(rng, mask),
+        pixels=_printed(rng, split, mask),
         objects=tuple(objects),
         target=asked,
         answer=lines[asked],
@@ -77,15 +77,19 @@ def _line(rng: np.random.Generator, string: str) -> str:
     return " ".join(parts)
 
 
-def _printed(rng: np.random.Generator, mask: Image.Image) -> np.ndarray:
+def _printed(rng: np.random.Generator, split: Split, mask: Image.Image) -> np.ndarray:
     """Dark ink on white to grey paper of some grain, as a scanner or a camera sees it, RGB uint8 `[SIDE, SIDE, 3]`."""
-    paper = rng.uniform(110, 252)
+    paper = rng.uniform(90, 252)
     tint = rng.uniform(-8, 8, 3) * (rng.random() < 0.5)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     light = 1 + x * rng.uniform(-0.12, 0.12) + y * rng.uniform(-0.12, 0.12)
     grain = cv2.resize(rng.normal(0, rng.uniform(0, 7), (SIDE // 4, SIDE // 4)), (SIDE, SIDE))
     cover = np.asarray(mask, np.float64)[..., None] / 255 * rng.uniform(0.8, 1.0)
-    ink = rng.uniform(5, paper - 95) if paper < 165 else rng.uniform(5, 70)
+    ink = rng.uniform(0, max(10, paper - 95)) if paper < 165 else rng.uniform(5, 70)
+    if rng.random() < 0.3:  # a page is known by the question, not by its paper: some are written on anything
+        surface = backgrounds.background(rng, split, SIDE).astype(np.float64)
+        surface = surface.mean(axis=-1, keepdims=True) if rng.random() < 0.7 else surface
+        paper, ink = paper + (surface - surface.mean()) * rng.uniform(0.1, 0.35), ink * 0.6
     sheet = light[..., None] * (paper + tint) * (1 - cover) + ink * cover + grain[..., None]
     return np.clip(sheet, 0, 255).astype(np.uint8)
 
