@@ -1,4 +1,7 @@
-"""Compiles one program for a slice and says what it needs. `python -m pixelis_jax.plan.compiling` does so in a process of its own."""
+"""Compiles one program for a slice and says what it needs.
+
+`python -m pixelis_jax.plan.compiling` does so in a process of its own: a task on standard input, the answer in a file.
+"""
 
 import dataclasses
 import json
@@ -10,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import topologies as jax_topologies
+from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelis_jax.plan import costs, hlo, programs
 from pixelis_jax.plan.estimate import Memory, advice, roofline
 from pixelis_jax.plan.flops import step_flops
-from pixelis_jax.plan.topologies import GIB, PlanError, Topology, mesh_sizes, topology
+from pixelis_jax.plan.topologies import GIB, PlanError, Topology, topology
 from pixelis_jax.policy import ConfigError
+from pixelis_jax.training.loop import on_mesh
 
 # The wordings in which the compiler refuses a program that is too large; each names what it needs.
 _REFUSALS = (
@@ -39,14 +43,12 @@ def make_mesh(config: ConfigDict, slice_: Topology) -> Mesh:
     Raises:
       PlanError: the mesh does not cover the slice, or its axes cannot follow the torus.
     """
-    sizes = programs.mesh_axes(mesh_sizes(config.mesh, slice_.chips))
-    description = jax_topologies.get_topology_desc(
-        platform="tpu", topology_name=slice_.libtpu_name, **slice_.libtpu_options
-    )
+    name, options = slice_.libtpu_name, slice_.libtpu_options
+    description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     try:
-        return jax_topologies.make_mesh(description, tuple(sizes.values()), tuple(sizes))
-    except NotImplementedError as error:
-        raise PlanError(f"mesh {dict(config.mesh)} on {slice_.name}: {error}") from error
+        return programs.make_mesh(config, list(description.devices))
+    except (NotImplementedError, ValueError) as error:
+        raise PlanError(f"mesh on {slice_.name}: {error}") from error
 
 
 def describe(name: str, config: ConfigDict, mesh: Mesh, slice_: Topology) -> dict[str, Any]:
@@ -66,35 +68,27 @@ def describe(name: str, config: ConfigDict, mesh: Mesh, slice_: Topology) -> dic
     """
     program = programs.build(name, config, mesh)
     started = time.monotonic()
-    lowered = program.lower()
-    lowered_at = time.monotonic()
-    needed = None
-    try:
-        executable = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = needed_bytes(str(error))
-        if needed is None:
-            raise
+    executable, needed = None, 0
+    with on_mesh(mesh):
+        lowered = program.lower()
+        lowered_at = time.monotonic()
+        try:
+            executable = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed = needed_bytes(str(error))
+            if not needed:
+                raise
     compiled_at = time.monotonic()
 
     arguments = {kind: _bytes_a_chip(tree) for kind, tree in program.arguments.items()}
     compiled = None
-    if needed is None:
-        compiled = dataclasses.asdict(costs.measure(hlo.parse(executable.as_text())))
-        stats = executable.memory_analysis()
-        memory = Memory(
-            arguments=arguments,
-            # Arguments that the program does not use are not passed to it, but they stay where they are.
-            padding=max(stats.argument_size_in_bytes - sum(arguments.values()), 0),
-            temporaries=stats.temp_size_in_bytes,
-            outputs=stats.output_size_in_bytes,
-            aliased=stats.alias_size_in_bytes,
-            code=stats.generated_code_size_in_bytes,
-        )
+    if executable is not None:
+        compiled = dataclasses.asdict(costs.measure(hlo.parse(executable.as_text() or "")))
+        memory = _memory(arguments, executable.memory_analysis())
     else:
         rest = max(needed - sum(arguments.values()), 0)
         memory = Memory(arguments=arguments, padding=0, temporaries=rest, outputs=0, aliased=0, code=0)
-    flops = step_flops(programs.model_config(config), program.work)
+    flops = step_flops(programs.model_config(config), program.work, programs.adapters(config))
     total = sum(flops.values())
     bounds = roofline(slice_, flops=total, compiled=compiled)
     fits = compiled is not None and memory.total <= slice_.chip.hbm
@@ -120,12 +114,24 @@ def describe(name: str, config: ConfigDict, mesh: Mesh, slice_: Topology) -> dic
     }
 
 
-def needed_bytes(message: str) -> int | None:
-    """Reads from the compiler's refusal how much memory a program needs; None if the message is about something else."""
+def needed_bytes(message: str) -> int:
+    """Reads from the compiler's refusal how much memory a program needs; 0 if the message is about something else."""
     for pattern in _REFUSALS:
         if found := pattern.search(message):
             return int(float(found[1]) * _UNITS[found[2]])
-    return None
+    return 0
+
+
+def _memory(arguments: dict[str, int], stats: Any) -> Memory:
+    return Memory(
+        arguments=arguments,
+        # Arguments that the program does not use are not passed to it, but they stay where they are.
+        padding=max(stats.argument_size_in_bytes - sum(arguments.values()), 0),
+        temporaries=stats.temp_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
 
 
 def _bytes_a_chip(tree: Any) -> int:
@@ -134,7 +140,7 @@ def _bytes_a_chip(tree: Any) -> int:
 
 
 def _facts(name: str, config: ConfigDict, mesh: Mesh, program: programs.Program) -> dict[str, Any]:
-    options = {"remat": config.remat, "params": config.precision.params}
+    options = {**config.execution.to_dict(), "params": config.precision.params, "lora": config.lora.rank}
     return {"name": name, "mesh": dict(mesh.shape), "rows": program.work.rows, "options": options}
 
 

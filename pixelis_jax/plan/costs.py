@@ -15,8 +15,8 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "coll
 
 # They name, group or wait for what another instruction moves.
 _FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "async-start", "async-update",
-    "after-all", "optimization-barrier", "partition-id", "replica-id",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "async-start",
+    "async-update", "after-all", "optimization-barrier", "partition-id", "replica-id",
 }  # fmt: skip
 
 
@@ -114,7 +114,9 @@ def group_size(attributes: str, partitions: int) -> int:
     Raises:
       ValueError: an unknown form.
     """
-    found = re.search(r"replica_groups=(mesh\[[^\]]*\]|\[[^\]]*\]<=|\{\}|\{\{[\d,]*)(?:, device_ids=\S+)?(?: \{([^}]*)\})?", attributes)
+    found = re.search(
+        r"replica_groups=(mesh\[[^\]]*\]|\[[^\]]*\]<=|\{\}|\{\{[\d,]*)(?:, device_ids=\S+)?(?: \{([^}]*)\})?", attributes
+    )
     if found is None or found[1] == "{}":
         return partitions
     groups, axes = found.groups()
@@ -224,14 +226,16 @@ def _flops(computation: Computation, instruction: Instruction) -> int:
 def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
     """Multiply-adds of a convolution, the TPU compiler's form of every matrix product, twice.
 
-    A batch dimension of the product becomes a spatial one, with padding or dilation such that each output position sees one element:
-    only pairs of positions that meet real input count.
+    A batch dimension of the product becomes a spatial one, with padding or dilation such that each output position sees one
+    element: only pairs of positions that meet real input count.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
         raise ValueError(f"convolution {instruction.name} has no dim_labels")
     arrays = [*(_arrays(computation, name)[0] for name in instruction.operands[:2]), instruction.arrays[0]]
-    source, kernel, result = (dict(zip(names, array.dims, strict=True)) for names, array in zip(labels.groups(), arrays, strict=True))
+    source, kernel, result = (
+        dict(zip(names, array.dims, strict=True)) for names, array in zip(labels.groups(), arrays, strict=True)
+    )
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or [""] * 2)[1]))
     total = 2 * result["b"] * result["f"] * kernel["i"]
     for axis, size in enumerate(map(int, filter(None, window.get("size", "").split("x")))):

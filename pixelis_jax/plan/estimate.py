@@ -71,8 +71,8 @@ def roofline(topology: Topology, *, flops: int, compiled: Mapping[str, Any] | No
       compiled: `costs.Costs` as a dict; None where there is none.
 
     Returns:
-      The bounds. A chip computes at least its share of `flops`, and at least what was compiled for it, which rematerialisation and
-      copied work make more.
+      The bounds. A chip computes at least its share of `flops`, and at least what was compiled for it, which rematerialisation
+      and copied work make more.
     """
     chip = topology.chip
     share = flops / topology.chips
@@ -92,8 +92,8 @@ def advice(topology: Topology, memory: Memory, program: Mapping[str, Any]) -> li
     Args:
       topology: the slice.
       memory: what it needs.
-      program: ``name``, ``mesh`` (sizes by axis), ``rows`` (sequences of a step) and ``options``: what of `_OPTIONS` the config has
-        switched on already.
+      program: ``name``, ``mesh`` (sizes by axis), ``rows`` (sequences of a step), and ``options``: the config's ``remat``,
+        ``attention``, ``params`` (their type) and ``lora`` (rank).
 
     Returns:
       Sentences, the most useful first; none where it fits.
@@ -103,25 +103,30 @@ def advice(topology: Topology, memory: Memory, program: Mapping[str, Any]) -> li
         return []
     lasting = sum(memory.arguments.get(kind, 0) for kind in LASTING)
     mesh, options = program["mesh"], program["options"]
-    ways = mesh["data"] * mesh["fsdp"]
-    said = [f"{gib(over)} GiB too much: {gib(lasting)} GiB stay ({_kinds(memory)}), {gib(memory.temporaries)} GiB are temporaries"]
+    ways = mesh["data"] * mesh["fsdp"] * mesh["expert"]
+    parts = f"{gib(lasting)} GiB stay ({_kinds(memory)}), {gib(memory.temporaries)} GiB are temporaries"
+    said = [f"{gib(over)} GiB too much: {parts}"]
     if lasting > topology.chip.hbm or lasting > memory.temporaries:
         if mesh["data"] > 1:
             said.append(f"mesh.fsdp instead of mesh.data: parameters are copied {mesh['data']} times")
-        if program["name"] == "sft" and not options.get("lora"):
-            said.append("LoRA: gradients and optimizer state only of the adapters")
+        if program["name"] == "sft" and not options["lora"]:
+            said.append("adapters (lora.rank, trainable='adapters'): gradients and optimizer state of these alone")
         if memory.arguments.get("cache", 0) > lasting / 2:
             said.append("fewer sample.slots, or less sample.capacity")
-        if options.get("params") == "float32":
+        if options["params"] == "float32":
             said.append("precision.params='bfloat16' halves the parameters")
     else:
         if program["rows"] > ways:
             said.append(f"fewer rows: a chip has {program['rows'] // ways} of the {program['rows']}")
-        if program["name"] == "sft" and options.get("remat") == "none":
-            said.append("remat='full': activations are computed again in the backward pass")
+        if program["name"] == "sft" and options["remat"] != "full":
+            said.append("execution.remat='full': a layer's activations are computed again in the backward pass")
+        if options["attention"] == "xla" and program["name"] in ("sft", "reference"):
+            said.append("execution.attention='splash': scores of a sequence never exist as an array")
         if mesh["tensor"] == 1:
-            said.append("mesh.tensor > 1 splits heads, wide layers and logits")
-        said.append("fewer tokens a row, or a smaller loss.chunk")
+            said.append("mesh.tensor splits heads, wide layers and logits")
+        if mesh["context"] == 1 and program["name"] in ("sft", "reference"):
+            said.append("mesh.context splits the tokens of a sequence")
+        said.append("fewer tokens a row, or smaller loss.chunk and loss.vocab_chunk")
     larger = [f"{chip.name} ({gib(chip.hbm)} GiB)" for chip in CHIPS.values() if chip.hbm > memory.total]
     if larger:
         said.append(f"chips with more HBM: {', '.join(larger)}")

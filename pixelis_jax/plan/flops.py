@@ -7,7 +7,7 @@ activations, softmax, rotations and the interpolation of the position table are 
 
 import dataclasses
 
-from pixelis_jax.policy import Qwen3VLConfig, TextConfig, VisionConfig
+from pixelis_jax.policy import Lora, Qwen3VLConfig, TextConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Work:
       scored: positions a row that get logits.
       decoder_passes: forward passes that the matrix products of the decoder cost: 1 without a gradient, 3 with one, 2 where the
         weights are frozen but the gradient passes through.
+      adapter_passes: likewise for its adapters.
       vision_passes: likewise for the vision tower; 1 where no gradient reaches it.
     """
 
@@ -33,35 +34,67 @@ class Work:
     patches: int = 0
     scored: int
     decoder_passes: int = 1
+    adapter_passes: int = 1
     vision_passes: int = 1
 
 
-def step_flops(model: Qwen3VLConfig, work: Work) -> dict[str, int]:
+def step_flops(model: Qwen3VLConfig, work: Work, lora: Lora | None = None) -> dict[str, int]:
     """Counts the operations of one step over all chips.
 
     Args:
       model: architecture.
       work: the step.
+      lora: adapters of the decoder.
 
     Returns:
       By part: ``vision``, ``attention`` (scores and mixing, all layers), ``layers`` (their matrix products), ``unembedding``.
     """
-    tokens = work.rows * work.tokens
     # A gradient reaches scores and values whether or not the weights learn.
     attention_passes = 1 if work.decoder_passes == 1 else 3
-    layers = model.text.num_hidden_layers
+    layers, tokens = model.text.num_hidden_layers, work.rows * work.tokens
+    layer = work.decoder_passes * layer_flops(model.text)
+    if lora:
+        layer += work.adapter_passes * adapter_flops(model.text, lora)
     return {
         "vision": work.vision_passes * work.rows * work.frames * frame_flops(model.vision, work.patches),
         "attention": attention_passes * layers * work.rows * attention_flops(model.text, work.tokens, work.cached),
-        "layers": work.decoder_passes * layers * tokens * layer_flops(model.text),
+        "layers": layers * tokens * layer,
         "unembedding": work.decoder_passes * work.rows * work.scored * 2 * model.text.hidden_size * model.text.vocab_size,
     }
 
 
 def layer_flops(text: TextConfig) -> int:
-    """Forward matrix products of one decoder layer for one token: q, k, v, o and the three of SwiGLU."""
-    heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
-    return 2 * text.hidden_size * (heads * text.head_dim + 3 * text.intermediate_size)
+    """Forward matrix products of one decoder layer for one token: q, k, v, o, and SwiGLU or the router and its chosen experts."""
+    sizes = [size for name, size in _projections(text).items() if not (text.num_experts and name in _MLP)]
+    products = sum(rows * columns for rows, columns in sizes)
+    if text.num_experts:
+        products += text.hidden_size * (text.num_experts + 3 * text.num_experts_per_tok * text.moe_intermediate_size)
+    return 2 * products
+
+
+def adapter_flops(text: TextConfig, lora: Lora) -> int:
+    """Forward matrix products of the adapters of one decoder layer for one token; experts have none."""
+    sizes = [
+        size for name, size in _projections(text).items() if not (text.num_experts and name in _MLP) and name in lora.targets
+    ]
+    return 2 * lora.rank * sum(rows + columns for rows, columns in sizes)
+
+
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def _projections(text: TextConfig) -> dict[str, tuple[int, int]]:
+    size, wide = text.hidden_size, text.intermediate_size
+    queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    return {
+        "q_proj": (size, queries),
+        "k_proj": (size, keys),
+        "v_proj": (size, keys),
+        "o_proj": (queries, size),
+        "gate_proj": (size, wide),
+        "up_proj": (size, wide),
+        "down_proj": (wide, size),
+    }
 
 
 def attention_flops(text: TextConfig, tokens: int, cached: int) -> int:

@@ -1,7 +1,7 @@
 """How often each computation of a module runs.
 
-A loop's body stands in a module's text once. XLA's CPU compiler writes the trip count beside the loop; the TPU compiler does not, and
-there it follows from the loop's condition, from what the body does to the counter, and from where the counter starts.
+A loop's body stands in a module's text once. XLA's CPU compiler writes the trip count beside the loop; the TPU compiler does not.
+There it follows from the loop's condition, from what the body does to the counter, and from where the counter starts.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
 """A plan as text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pixelis_jax.plan.costs import COLLECTIVES
 from pixelis_jax.plan.estimate import gib
 
-Record = Mapping[str, Any]
 
-
-def render(plan: Record) -> str:
+def render(plan: Mapping[str, Any]) -> str:
     """Renders a plan: a column a program, then what would help those that do not fit.
 
     Args:
@@ -18,42 +16,42 @@ def render(plan: Record) -> str:
     programs, slice_ = plan["programs"], plan["topology"]
     mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1) or "one chip"
     title = f"{plan['config']['model']} on {slice_['name']}: {slice_['chips']} chips of {gib(slice_['hbm'])} GiB, mesh {mesh}"
-    rows: list[tuple[str, Sequence[str]]] = [("", [program["name"] for program in programs])]
-
-    def row(label: str, cell: Callable[[Record], str]) -> None:
-        rows.append((label, [cell(program) for program in programs]))
-
-    def heading(label: str) -> None:
-        rows.append((label, [""] * len(programs)))
-
-    row("fits", lambda program: "yes" if program["fits"] else "NO")
-    heading("memory of a chip, GiB")
-    for kind in dict.fromkeys(kind for program in programs for kind in program["memory"]["arguments"]):
-        row(f"  {kind}", lambda program, kind=kind: _size(program["memory"]["arguments"].get(kind)))
+    rows: list[tuple[str, list[str]]] = [
+        ("", [program["name"] for program in programs]),
+        ("fits", ["yes" if program["fits"] else "NO" for program in programs]),
+        ("memory of a chip, GiB", []),
+    ]
+    needed = [program["memory"] for program in programs]
+    for kind in dict.fromkeys(kind for memory in needed for kind in memory["arguments"]):
+        sizes = [memory["arguments"].get(kind) for memory in needed]
+        rows.append((f"  {kind}", ["-" if size is None else gib(size) for size in sizes]))
     for kind in ("padding", "temporaries", "outputs", "aliased", "code"):
-        row(f"  {kind}", lambda program, kind=kind: _size(program["memory"][kind]))
-    row("  needed", lambda program: ("" if program["compiled"] else ">= ") + gib(program["memory"]["total"]))
-    heading("operations of a step, TFLOP")
+        rows.append((f"  {kind}", [gib(memory[kind]) for memory in needed]))
+    refused = ["" if program["compiled"] else ">= " for program in programs]
+    rows.append(("  needed", [sign + gib(memory["total"]) for sign, memory in zip(refused, needed, strict=True)]))
+    rows.append(("operations of a step, TFLOP", []))
     for part in ("vision", "layers", "attention", "unembedding", "total"):
-        row(f"  {part}", lambda program, part=part: _number(program["flops"][part] / 1e12))
-    row("  compiled, all chips", lambda program: _of(program, lambda made: made["flops"] * slice_["chips"] / 1e12))
-    heading("sent by a chip, GiB (how often)")
+        rows.append((f"  {part}", [number(program["flops"][part] / 1e12) for program in programs]))
+    made = [program["compiled"] for program in programs]
+    rows.append(("  compiled, all chips", [number(costs and costs["flops"] * slice_["chips"] / 1e12) for costs in made]))
+    rows.append(("sent by a chip, GiB (how often)", []))
     for kind in COLLECTIVES:
-        row(f"  {kind}", lambda program, kind=kind: _traffic(program, kind))
-    row("HBM read and written, GiB", lambda program: gib(program["compiled"]["hbm_bytes"]) if program["compiled"] else "-")
-    row("operations a byte of HBM", lambda program: _number(program["intensity"]))
-    heading("a step takes at least, ms")
+        rows.append((f"  {kind}", [_traffic(costs, kind) for costs in made]))
+    rows.append(("HBM read and written, GiB", [gib(costs["hbm_bytes"]) if costs else "-" for costs in made]))
+    rows.append(("operations a byte of HBM", [number(program["intensity"]) for program in programs]))
+    rows.append(("a step takes at least, ms", []))
+    bounds = [program["roofline"] for program in programs]
     for name, label in (("compute_s", "compute"), ("hbm_s", "HBM"), ("ici_s", "ICI"), ("step_s", "all")):
-        row(f"  {label}", lambda program, name=name: _milliseconds(program["roofline"][name]))
-    row("MFU at most", lambda program: f"{100 * program['roofline']['mfu']:.0f} %")
-    row("compiled in, s", lambda program: f"{program['lower_s'] + program['compile_s']:.0f}")
+        rows.append((f"  {label}", [number(bound[name] and 1000 * bound[name]) for bound in bounds]))
+    rows.append(("MFU at most", [f"{100 * bound['mfu']:.0f} %" for bound in bounds]))
+    rows.append(("compiled in, s", [f"{program['lower_s'] + program['compile_s']:.0f}" for program in programs]))
 
-    label_width = max(len(label) for label, _ in rows)
-    widths = [max(len(cells[column]) for _, cells in rows) for column in range(len(programs))]
+    labels = max(len(label) for label, _ in rows)
+    widths = [max(len(cells[column]) for _, cells in rows if cells) for column in range(len(programs))]
     lines = [title, ""]
     for label, cells in rows:
-        padded = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{label:<{label_width}}{padded}".rstrip())
+        padded = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
+        lines.append(f"{label:<{labels}}{padded}".rstrip())
     lines += ["", *(f"{program['name']}: {program['step']}" for program in programs)]
     for program in programs:
         if program["advice"]:
@@ -61,26 +59,15 @@ def render(plan: Record) -> str:
     return "\n".join(lines)
 
 
-def _size(value: int | None) -> str:
-    return "-" if value is None else gib(value)
-
-
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number with at least two digits; a dash for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else _number(1000 * value)
-
-
-def _of(program: Record, figure: Callable[[Record], float]) -> str:
-    return _number(figure(program["compiled"])) if program["compiled"] else "-"
-
-
-def _traffic(program: Record, kind: str) -> str:
-    if not program["compiled"]:
+def _traffic(costs: Mapping[str, Any] | None, kind: str) -> str:
+    if costs is None:
         return "-"
-    traffic = program["compiled"]["collectives"][kind]
-    return f"{gib(traffic['sent'])} ({traffic['count']})" if traffic["count"] else "0"
+    traffic = costs["collectives"][kind]
+    return f"{gib(traffic['sent'])} ({traffic['count']:,})" if traffic["count"] else "0"

@@ -39,7 +39,7 @@ class Chip:
     chip_config: str | None = None
 
 
-# Published: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (HBM bandwidth of v6e: 1.6 or 1.64 TB/s, by edition of the page).
+# Published: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (the HBM of v6e: 1.6 or 1.64 TB/s, by edition of the page).
 # v4's links: Jouppi et al. 2023, https://arxiv.org/abs/2304.01433 (six of 50 GB/s each way). `hbm`: what the compiler of libtpu
 # 0.0.42 says is available when it refuses a program.
 CHIPS: Mapping[str, Chip] = {
@@ -158,11 +158,10 @@ def topology(name: str) -> Topology:
 
 def default_shapes(chip: Chip) -> dict[int, tuple[int, ...]]:
     """Shapes by number of chips: squares and cubes, and halves and quarters of them."""
-    if chip.dimensions == 2:
-        shapes = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
-    else:
-        shapes = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16)]
-        shapes += [(16, 16, 16), (16, 16, 24)]
+    shapes: list[tuple[int, ...]] = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+    if chip.dimensions == 3:
+        shapes = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16)]
+        shapes += [(8, 16, 16), (16, 16, 16), (16, 16, 24)]
     return {math.prod(shape): shape for shape in shapes if math.prod(shape) <= chip.largest}
 
 

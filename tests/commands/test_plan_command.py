@@ -2,18 +2,24 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from pixelis_jax import cli
 from pixelis_jax.commands import plan
+from pixelis_jax.commands.configs import load_config
+from pixelis_jax.plan.topologies import PlanError
+from pixelis_jax.policy import ConfigError
+from pixelis_jax.sharding import MESH_AXES
 
 CONFIG = "configs/plan_8b.py"
 SMALL = (
-    "model=tiny", "layers=2", "patches=16", "train.rows=8", "train.tokens=64", "train.weighted=16", "train.frames=1", "sample.slots=8",
-    "sample.capacity=64", "sample.prefill_rows=8", "sample.prefill_tokens=16",
+    "model=tiny", "layers=2", "patches=16", "train.rows=8", "train.tokens=64", "train.weighted=16", "train.frames=1",
+    "sample.slots=8", "sample.capacity=64", "sample.prefill_rows=8", "sample.prefill_tokens=16",
 )  # fmt: skip
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 
@@ -76,7 +82,7 @@ def test_status_says_whether_everything_fits(run, tmp_path, monkeypatch, too_lar
     assert "compiling sft for v5e-256" in err
     written = json.loads(path.read_text())
     assert written["schema"] == "pixelis.plan/1" and written["topology"]["chips"] == 256
-    assert written["mesh"] == {"data": 1, "fsdp": 256, "tensor": 1}
+    assert written["mesh"] == {"data": 1, "fsdp": 256, "tensor": 1, "context": 1, "expert": 1}
     assert [program["name"] for program in written["programs"]] == ["sft", "reference", "prefill", "decode"]
 
 
@@ -90,29 +96,22 @@ def test_a_compiler_that_dies_is_reported_in_one_line(run, tmp_path, monkeypatch
     assert status == 2 and err.splitlines()[-1] == "pixelis: sft was not compiled: XlaError: it broke"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("model=qwen4", "no model 'qwen4' (known: qwen3_vl_2b"),
         ("programs=('sft','dream')", "no program 'dream' (known: sft, reference"),
+        ("trainable=adapters", "lora.rank is 0, but trainable is 'adapters'"),
         ("train.rows=9", "train.rows is 9, no multiple of the 8 parts"),
-        ("remat=some", "remat is 'some'"),
+        ("execution.remat=some", "execution.remat is 'some'"),
     ],
 )
-def test_what_the_compiling_process_refuses_is_one_line_too(run, monkeypatch, override, words):
-    """The mesh of this machine's one device stands in for the slice: nothing is compiled."""
-    from pixelis_jax.commands.configs import load_config
+def test_what_does_not_exist_is_refused_before_anything_is_compiled(override, words):
     from pixelis_jax.plan import programs
-    from pixelis_jax.plan.topologies import PlanError
-    from pixelis_jax.sharding import MESH_AXES
-
-    class EightParts:
-        shape = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 8}
 
     config = load_config(plan.Path(CONFIG), [f"--config.{override}"])
-    with pytest.raises(PlanError, match=words.replace("(", r"\(")):
-        programs.build("sft", config, EightParts())
+    with pytest.raises((PlanError, ConfigError), match=re.escape(words)):
+        programs.build("sft", config, AbstractMesh((1, 8, 1, 1, 1), tuple(MESH_AXES)))
 
 
 @pytest.mark.slow

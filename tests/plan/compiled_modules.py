@@ -16,7 +16,6 @@ from jax import shard_map
 from jax.sharding import Mesh, PartitionSpec
 
 from configs import plan_8b
-from pixelis_jax import sharding
 from pixelis_jax.plan import compiling, costs, hlo, programs
 from pixelis_jax.plan.topologies import topology
 
@@ -53,12 +52,15 @@ def loop(*, unroll: bool, backward: bool = False) -> tuple[costs.Costs, costs.Co
 def tiny_plan() -> dict[str, dict]:
     """Every program of the tiny policy on a mesh of 2 x 2 x 2, described as if the chips were v5e."""
     config = plan_8b.get_config()
-    config.model, config.layers, config.patches = "tiny", 2, 16
+    config.model, config.layers, config.patches, config.execution.attention = "tiny", 3, 16, "xla"
     config.train.update({"rows": 8, "tokens": 64, "weighted": 16, "frames": 1, "calls": 2})
     config.sample.update({"slots": 8, "capacity": 64, "prefill_rows": 4, "prefill_tokens": 16, "prefill_frames": 1})
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
-    mesh = sharding.create_mesh(data=2, fsdp=2, tensor=2)
-    return {name: compiling.describe(name, config, mesh, topology("v5e-8")) for name in programs.PROGRAMS}
+    slice_ = topology("v5e-8")
+    mesh = programs.make_mesh(config, jax.devices())
+    plan = {name: compiling.describe(name, config, mesh, slice_) for name in programs.PROGRAMS}
+    config.trainable, config.lora.rank, config.precision.params = "adapters", 4, "bfloat16"
+    return plan | {"adapters": compiling.describe("sft", config, mesh, slice_)}
 
 
 def traffic() -> tuple[int, float]:

@@ -83,15 +83,22 @@ def test_every_program_compiles_and_fits(plan):
 @pytest.mark.slow
 def test_memory_by_kind(plan):
     kinds = {name: set(record["memory"]["arguments"]) for name, record in plan.items()}
-    assert kinds["sft"] == {"parameters", "optimizer", "inputs"} and kinds["reference"] == {"parameters", "inputs"}
+    assert kinds["sft"] == kinds["adapters"] == {"parameters", "optimizer", "inputs"} and kinds["reference"] == {
+        "parameters",
+        "inputs",
+    }
     assert kinds["prefill"] == kinds["decode"] == {"parameters", "cache", "inputs"}
     sft = plan["sft"]["memory"]
     # Two moments a parameter, and two counters.
     assert sft["arguments"]["optimizer"] == pytest.approx(2 * sft["arguments"]["parameters"], rel=1e-3)
     # The state is updated in place: parameters, moments, counters, the key.
     assert sft["aliased"] == pytest.approx(3 * sft["arguments"]["parameters"], rel=1e-3)
-    # Keys and values of 2 layers, 8 slots of 64 tokens, 2 heads of 32, bfloat16; slots over 4, heads over 2 devices.
-    cache = 2 * 2 * 8 * 64 * 2 * 32 * 2 // 8
+    # Adapters of rank 4 learn, in bfloat16; the rest stays as it is.
+    adapters = plan["adapters"]["memory"]
+    assert adapters["arguments"]["parameters"] < 0.6 * sft["arguments"]["parameters"]
+    assert adapters["arguments"]["optimizer"] < 0.3 * adapters["arguments"]["parameters"]
+    # Keys and values of 3 layers, 8 slots of 64 tokens, 2 heads of 32, bfloat16; slots over 4, heads over 2 devices.
+    cache = 2 * 3 * 8 * 64 * 2 * 32 * 2 // 8
     assert cache < plan["decode"]["memory"]["arguments"]["cache"] < 1.4 * cache
 
 
@@ -108,7 +115,9 @@ def test_operations_are_those_of_the_batch(plan):
     model = policy.tiny(vocab_size=1024)
     decode = step_flops(model, Work(rows=8, tokens=1, cached=64, scored=1))
     found = plan["decode"]["flops"]
-    assert found["unembedding"] == decode["unembedding"] and found["layers"] == decode["layers"] / 2  # 2 of 4 layers
-    sft = plan["sft"]["flops"]
+    assert found["unembedding"] == decode["unembedding"] and found["layers"] == decode["layers"] * 3 / 4  # 3 of 4 layers
+    sft, adapters = plan["sft"]["flops"], plan["adapters"]["flops"]
+    assert adapters["vision"] == sft["vision"] / 3 and adapters["attention"] == sft["attention"]
+    assert 2 / 3 < adapters["layers"] / sft["layers"] < 0.8
     assert sft["unembedding"] == 3 * 8 * 16 * 2 * 128 * 1024
     assert sft["total"] == sum(sft[part] for part in ("vision", "layers", "attention", "unembedding"))

@@ -47,16 +47,19 @@ def test_what_takes_the_place_of_an_argument_is_not_counted_twice():
     ("message", "needed"),
     [
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (22.50G) exceeds available "
-            "HBM (15.75G).",
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (22.50G) exceeds "
+            "available HBM (15.75G).",
             22.5 * GIB,
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.50T of 15.75G hbm. Exceeded hbm capacity by 1.48T.",
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.50T of 15.75G hbm. Exceeded capacity by 1.48T.",
             1.5 * 2**40,
         ),
-        ("Aborting compilation early because it's unlikely to have enough device memory. Requires 512.00M, has 1M available.", 2**29),
-        ("INTERNAL: Mosaic failed to compile", None),
+        (
+            "Aborting compilation early because it's unlikely to have enough device memory. Requires 512.00M, has 1M available.",
+            2**29,
+        ),
+        ("INTERNAL: Mosaic failed to compile", 0),
     ],
 )
 def test_refusals_of_the_compiler(message, needed):
@@ -64,7 +67,9 @@ def test_refusals_of_the_compiler(message, needed):
 
 
 def says(needed, **facts):
-    facts = {"name": "sft", "rows": 32, "mesh": {"data": 1, "fsdp": 8, "tensor": 1}, "options": {}} | facts
+    options = {"remat": "full", "attention": "splash", "params": "bfloat16", "lora": 0} | facts.pop("options", {})
+    mesh = {"data": 1, "fsdp": 8, "tensor": 1, "context": 1, "expert": 1} | facts.pop("mesh", {})
+    facts = {"name": "sft", "rows": 32, "mesh": mesh, "options": options} | facts
     return "\n".join(advice(SLICE, needed, facts))
 
 
@@ -75,20 +80,26 @@ def test_what_fits_needs_no_advice():
 def test_advice_where_the_state_is_too_large():
     said = says(memory(parameters=8, optimizer=16, temporaries=2), options={"params": "float32"})
     assert "10.2 GiB too much" in said and "24.0 GiB stay (parameters 8.00, optimizer 16.0)" in said
-    assert "LoRA" in said and "bfloat16" in said and "fewer rows" not in said
+    assert "adapters" in said and "bfloat16" in said and "fewer rows" not in said
     # 26 GiB are needed.
     assert "v4 (30.8 GiB), v5p (95.7 GiB), v6e (31.2 GiB)" in said
-    assert "copied 4 times" in says(memory(parameters=24, temporaries=2), mesh={"data": 4, "fsdp": 2, "tensor": 1})
-    assert "LoRA" not in says(memory(parameters=24, temporaries=2), name="decode")
+    assert "copied 4 times" in says(memory(parameters=24, temporaries=2), mesh={"data": 4, "fsdp": 2})
+    assert "adapters" not in says(memory(parameters=24, temporaries=2), name="decode")
     assert "fewer sample.slots" in says(memory(parameters=4, cache=20, temporaries=2), name="decode")
 
 
 def test_advice_where_the_temporaries_are_too_large():
-    said = says(memory(parameters=2, temporaries=40), options={"remat": "none"})
-    assert "a chip has 4 of the 32" in said and "remat" in said and "mesh.tensor" in said and "LoRA" not in said
+    said = says(memory(parameters=2, temporaries=40), options={"remat": "none", "attention": "xla"})
+    assert (
+        "a chip has 4 of the 32" in said
+        and "remat" in said
+        and "splash" in said
+        and "mesh.context" in said
+        and "adapters" not in said
+    )
     assert "chips with more HBM: v5p" in said
-    quiet = says(memory(parameters=2, temporaries=400), rows=8, options={"remat": "full"})
-    assert "rows:" not in quiet and "remat" not in quiet and "more HBM" not in quiet
+    quiet = says(memory(parameters=2, temporaries=400), rows=8, mesh={"context": 2})
+    assert not any(word in quiet for word in ("rows:", "remat", "splash", "mesh.context")) and "more HBM" not in quiet
 
 
 def test_a_table_has_a_column_a_program():

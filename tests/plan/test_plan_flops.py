@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from pixelis_jax import policy
-from pixelis_jax.plan.flops import Work, attention_flops, frame_flops, layer_flops, step_flops
+from pixelis_jax.plan.flops import Work, adapter_flops, attention_flops, frame_flops, layer_flops, step_flops
 
 MODEL = policy.tiny(vocab_size=512)
 
@@ -16,6 +16,21 @@ MODEL = policy.tiny(vocab_size=512)
 def test_a_layer_by_hand():
     # 128 wide, 4 heads and 2 key heads of 32, MLP 384: q, k, v, o = 128 x (128 + 64 + 64 + 128), MLP = 3 x 128 x 384.
     assert layer_flops(MODEL.text) == 2 * (128 * 384 + 3 * 128 * 384)
+
+
+def test_a_mixture_of_experts_by_hand():
+    # Attention as before; a router over 16 experts, and 2 of them, each three products of 128 x 48.
+    text = dataclasses.replace(MODEL.text, num_experts=16, num_experts_per_tok=2, moe_intermediate_size=48)
+    assert layer_flops(text) == 2 * (128 * 384 + 128 * 16 + 2 * 3 * 128 * 48)
+
+
+def test_adapters_by_hand():
+    lora = policy.Lora(rank=8, alpha=16.0, targets=("q_proj", "k_proj", "down_proj"))
+    # In and out of q 128 + 128, of k 128 + 64, of the MLP's last product 384 + 128.
+    assert adapter_flops(MODEL.text, lora) == 2 * 8 * (256 + 192 + 512)
+    work = Work(rows=3, tokens=5, scored=0, decoder_passes=2, adapter_passes=3)
+    layers = step_flops(MODEL, work, lora)["layers"]
+    assert layers == 4 * 15 * (2 * layer_flops(MODEL.text) + 3 * adapter_flops(MODEL.text, lora))
 
 
 def test_attention_by_hand():
@@ -54,7 +69,9 @@ def test_xla_counts_the_same(backward):
     """`cost_analysis` of the model without loops; it counts a causal score in full, and norms and activations, which are small
     where the model is wide."""
     text = dataclasses.replace(MODEL.text, vocab_size=4096, hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
-    vision = dataclasses.replace(MODEL.vision, hidden_size=192, intermediate_size=1024, out_hidden_size=256, num_position_embeddings=4)
+    vision = dataclasses.replace(
+        MODEL.vision, hidden_size=192, intermediate_size=1024, out_hidden_size=256, num_position_embeddings=4
+    )
     model_config = dataclasses.replace(policy.tiny(vocab_size=4096), text=text, vision=vision)
     graph, params = nnx.split(nnx.eval_shape(lambda: policy.Qwen3VL(model_config, rngs=nnx.Rngs(0))))
     rows, tokens, patches = 2, 512, 256
@@ -75,9 +92,7 @@ def test_xla_counts_the_same(backward):
     function = jax.grad(loss) if backward else loss
     counted = jax.jit(function).lower(params, *arrays).compile().cost_analysis()["flops"]
     passes = 3 if backward else 1
-    work = Work(
-        rows=rows, tokens=tokens, frames=1, patches=patches, scored=tokens, decoder_passes=passes, vision_passes=passes
-    )
+    work = Work(rows=rows, tokens=tokens, frames=1, patches=patches, scored=tokens, decoder_passes=passes, vision_passes=passes)
     flops = step_flops(model_config, work)
     flops["attention"] *= 2
     if backward:  # nothing asks for the gradient of the pixels
@@ -85,4 +100,3 @@ def test_xla_counts_the_same(backward):
     whole = sum(flops.values())
     assert counted == pytest.approx(whole, rel=0.04)
     assert all(abs(counted - (whole - part)) > 0.04 * whole for part in flops.values())  # each part would be missed
-    print(counted/whole,{k:v/whole for k,v in flops.items()})

@@ -129,7 +129,7 @@ ENTRY %main (x: f32[64,4], w: bf16[8,16]) -> bf16[64,16] {
   %second = bf16[64,16]{1,0:S(1)} get-tuple-element(%begun), index=1
   ROOT %result = bf16[64,16]{1,0:S(1)} fusion(%first, %second), kind=kCustom, calls=%finish
 }
-"""
+"""  # noqa: E501
 
 
 def test_collectives_by_hand():
@@ -219,10 +219,16 @@ ENTRY %main (a: bf16[8,16,32], b: bf16[8,32,64], c: bf16[128,256], d: bf16[256,5
 @pytest.mark.parametrize(
     ("product", "flops"),
     [
-        ("bf16[8,16,64] dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={1}", 2 * 8 * 16 * 32 * 64),
+        (
+            "bf16[8,16,64] dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={1}",
+            2 * 8 * 16 * 32 * 64,
+        ),
         ("bf16[128,512] convolution(%c, %d), dim_labels=bf_io->bf", 2 * 128 * 256 * 512),
         # The forms in which the TPU compiler writes eight products of [16, 32] and [32, 64].
-        ("bf16[8,16,64] convolution(%a, %b), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf", 2 * 8 * 16 * 32 * 64),
+        (
+            "bf16[8,16,64] convolution(%a, %b), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf",
+            2 * 8 * 16 * 32 * 64,
+        ),
         # A true convolution: 8 places, a kernel of 3, both ends padded: 8 + 7 + 7 pairs.
         (
             "bf16[8,16,64] convolution(%a, %k), window={size=3 pad=1_1}, dim_labels=0bf_0io->0bf",
