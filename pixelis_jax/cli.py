@@ -28,6 +28,7 @@ COMMANDS = {
     "data": "build scenes and oracle traces, or audit a data set for near-duplicates",
     "train": "train a phase; resumes by itself from its work directory",
     "eval": "judge a model on scenes, with and without tools",
+    "plan": "compile for a TPU slice, on a machine without one",
     "convert": "convert weights between the published layout and Orbax",
     "bench": "measure what the README claims",
 }
@@ -41,6 +42,7 @@ _USER_ERRORS = (
     ("pixelis_jax.data.records", "RecordError"),
     ("pixelis_jax.policy.config", "ConfigError"),
     ("pixelis_jax.policy.weights", "WeightsError"),
+    ("pixelis_jax.plan.topologies", "PlanError"),
     ("pixelis_jax.commands.errors", "UserError"),
 )
 """Errors whose message is meant for the user, by module: one that was never imported can have raised none."""

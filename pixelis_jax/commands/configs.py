@@ -56,7 +56,7 @@ def load_config(path: Path, overrides: Sequence[str]) -> ConfigDict:
         # The private FlagValues sees `--config.x` only through sys_argv.
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         values(arguments)
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:  # KeyError: the part before a dot
         raise UserError(_unknown_field(path, config, overrides) or f"{path}: {error}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
