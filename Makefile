@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+PARITY_ARGS ?=
 export JAX_PLATFORMS ?= cpu
 # Keeps large blocks between training steps instead of faulting them in again (docs/training.md).
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help demo test test-slow notebook oracle lint format lock clean
+.PHONY: help demo test test-slow notebook oracle parity lint format lock clean
 
 help:
 	@echo 'make demo      set up, train the tiny policy on this machine, evaluate it, write the report'
@@ -15,6 +16,7 @@ help:
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make notebook  execute the notebooks of experiments/'
 	@echo 'make oracle    the tests against transformers + torch, in an environment of their own'
+	@echo 'make parity    how far the policy is from transformers + torch: a table'
 
 $(VENV)/.installed: pyproject.toml requirements.txt requirements-test.txt scripts/setup_env.sh
 	PYTHON=$(PYTHON) bash scripts/setup_env.sh $(VENV)
@@ -49,6 +51,9 @@ format: $(VENV)/.installed
 
 oracle: .venv-oracle/.installed
 	.venv-oracle/bin/python -m pytest tests/oracle $(PYTEST_ARGS)
+
+parity: .venv-oracle/.installed
+	.venv-oracle/bin/python tests/oracle/parity_table.py $(PARITY_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-oracle .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

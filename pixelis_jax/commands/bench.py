@@ -3,6 +3,7 @@
   pixelis bench tools
   pixelis bench tools --scenes=24 --json=tools.json
   pixelis bench scenes --split=test --first=100000 --scenes=60
+  pixelis bench policy --work=train_10m --work=useful --stages
 
 `tools`: processor time and correctness of every tool on drawn scenes over real photographs, one thread, models loaded,
 nothing remembered. A call's budget is 30 ms in the median and 150 ms at the 95th percentile. Intervals are Wilson's
@@ -11,22 +12,29 @@ at 95 %.
 `scenes`: how often the chain of each family of scenes comes out right: with its boxes where they belong, with boxes of the
 same size anywhere, and with boxes around the whole medium. `--scenes` are per family.
 
-Exit status: 0 measured, 2 bad input.
+`policy`: train steps and prefill against transformers + torch, which must be installed (`make oracle` has both): same
+weights, same work, same threads, taking turns in processes of their own. Ratios of their time to ours, medians over
+`--repetitions` with 95 % bootstrap intervals, and peak memory above what weights and libraries take. `--stages` says where a
+step's time goes.
+
+Exit status: 0 measured, 1 a measurement failed, 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import math
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("tools", "scenes")
+BENCHMARKS = ("tools", "scenes", "policy")
 MEDIAN_BUDGET_MS = 30.0
 P95_BUDGET_MS = 150.0
 
@@ -39,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", metavar="N", type=int, default=0, help="`scenes`: index of the first scene (default: 0)")
     parser.add_argument("--chain", metavar="NAME", action="append", help="`scenes`: only this chain, may be repeated")
     parser.add_argument("--workers", metavar="N", type=int, default=2, help="`scenes`: processes (default: 2)")
+    parser.add_argument("--work", metavar="NAME", action="append", help="`policy`: only this work, may be repeated")
+    parser.add_argument("--repetitions", metavar="N", type=int, default=9, help="`policy`: turns of each side (default: 9)")
+    parser.add_argument("--threads", metavar="N", type=int, help="`policy`: of each side (default: one a processor)")
+    parser.add_argument("--stages", action="store_true", help="`policy`: also time the parts of a train step")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
 
 
@@ -51,14 +63,19 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--scenes must be at least 1")
     if args.json is not None:
         check_output_file("--json", args.json)
+    if args.name == "policy":
+        return _compare_policy(args)
     rows, text = _measure_tools(args) if args.name == "tools" else _measure_scenes(args)
     print(text)
-    if args.json is not None:
-        settings = {"scenes": args.scenes} | ({"split": args.split, "first": args.first} if args.name == "scenes" else {})
-        record = {"benchmark": args.name, "machine": platform.processor() or platform.machine(), **settings, "rows": rows}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    settings = {"scenes": args.scenes} | ({"split": args.split, "first": args.first} if args.name == "scenes" else {})
+    _write(args, {"machine": platform.processor() or platform.machine(), **settings, "rows": rows})
     return 0
+
+
+def _write(args: argparse.Namespace, record: dict[str, Any]) -> None:
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"benchmark": args.name, **record}, indent=2) + "\n")
 
 
 def _measure_tools(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
@@ -96,6 +113,51 @@ def _measure_scenes(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str
     means = [sum(shares[family, chain] for family in families) / len(families) for chain in chains]
     lines.append(f"{'mean':14}" + "".join(f"{mean:>14.3f}" for mean in means))
     return rows, "\n".join(lines)
+
+
+def _compare_policy(args: argparse.Namespace) -> int:
+    from pixelis_jax.commands.errors import UserError
+
+    missing = [package for package in ("torch", "transformers") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"bench policy measures against transformers and torch, and {' and '.join(missing)} is not installed here; "
+            "`make .venv-oracle/.installed` makes an environment that has both: .venv-oracle/bin/pixelis bench policy"
+        )
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = processors if args.threads is None else args.threads
+    if args.repetitions < 2 or not 1 <= threads <= processors:
+        raise UserError(f"--repetitions must be at least 2, --threads from 1 to {processors}")
+    from pixelis_jax.speed.duel import ContestantError, compare
+    from pixelis_jax.speed.results import make_row, stage_table, table
+    from pixelis_jax.speed.work import WORKS, count_parameters
+    from pixelis_jax.workdir import describe_environment
+
+    names = args.work or list(WORKS)
+    if unknown := set(names) - set(WORKS):
+        raise UserError(f"--work: no work {sorted(unknown)[0]!r} (known: {', '.join(WORKS)})")
+    started = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    for name in names:
+        print(f"measuring {name} ({args.repetitions} turns each)", file=sys.stderr, flush=True)
+        stages = args.stages and WORKS[name].task == "train"
+        try:
+            comparison = compare(WORKS[name], repetitions=args.repetitions, threads=threads, stages=stages)
+        except ContestantError as error:
+            print(f"pixelis: {error}", file=sys.stderr)
+            return 1
+        rows.append(make_row(name, WORKS[name], comparison, count_parameters(WORKS[name].model)))
+        versions |= comparison.versions
+    print(table(rows))
+    if args.stages:
+        print(stage_table(rows))
+    environment = describe_environment(seed=0)
+    kept = {name: environment[name] for name in ("seed", "commit", "machine", "python")}
+    settings = {"repetitions": args.repetitions, "threads": threads, "processors": processors}
+    record = {"study": "bench", "command": " ".join(sys.argv), "config_diff": {}, **kept, "versions": versions, **settings}
+    _write(args, record | {"wall_time_s": round(time.monotonic() - started), "rows": rows})
+    return 0
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

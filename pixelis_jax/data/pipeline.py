@@ -55,7 +55,7 @@ class Batch:
     They are NumPy arrays when made, and lie on the devices in a step.
 
     Attributes:
-      valid: where a row has a token.
+      valid: where a row has a token; int32 segment ids from 1, with 0 for padding, where rows are packed (`data.packing`).
       visual_index: into the visual tokens of the padded frames (`policy.visual_index`), -1 for text and padding.
       patches: in the order of `policy.VisionInputs`, not yet normalised.
       op_valid: where a row has a call.
@@ -67,7 +67,7 @@ class Batch:
     roles: Int[Any, "B T"]
     positions: Int[Any, "B T 3"]
     visual_index: Int[Any, "B T"]
-    valid: Bool[Any, "B T"]
+    valid: Bool[Any, "B T"] | Int[Any, "B T"]
     patches: UInt8[Any, "B F S P"]
     grid: Int[Any, "B F 2"]
     op_position: Int[Any, "B K"]

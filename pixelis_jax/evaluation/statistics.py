@@ -53,3 +53,17 @@ def paired_interval(
     if len(difference) and np.ptp(difference) == 0:
         return float(difference[0]), float(difference[0])
     return mean_interval(difference.tolist(), confidence=confidence, seed=seed)
+
+
+def median_interval(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of a median (Efron 1979), over items `[N]`; BCa's correction does not exist for a median.
+
+    Raises:
+      ValueError: There are no values.
+    """
+    array = np.asarray(values, float)
+    if not len(array):
+        raise ValueError("no values to take the median of")
+    drawn = np.random.default_rng(seed).choice(array, (RESAMPLES, len(array)))
+    low, high = np.quantile(np.median(drawn, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -144,6 +144,8 @@ def make_loss(
         grounding, head_metrics = ground(auxiliary, hidden, batch, config.loss)
         total = imitation + config.loss.heads_weight * grounding
         if config.loss.patches_weight and visual is not None:
+            if batch.valid.dtype != bool:
+                raise ValueError("the patch head reads one example a row: packed rows need loss.patches_weight 0")
             seen = see(auxiliary, visual, batch, config.loss)
             total += config.loss.patches_weight * seen
             metrics |= {"heads/patches": clu_metrics.Average.from_model_output(seen)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pixelis_jax.evaluation.statistics import mean_interval, paired_interval
+from pixelis_jax.evaluation.statistics import mean_interval, median_interval, paired_interval
 
 SKEWED = (np.random.default_rng(5).exponential(size=60) ** 2).tolist()
 
@@ -74,3 +74,12 @@ def test_equal_differences_are_their_own_interval():
 def test_pairs_must_be_equally_many():
     with pytest.raises(ValueError, match="not 2 and 1"):
         paired_interval([1, 0], [1])
+
+
+def test_median_interval_is_about_the_median_and_ignores_one_outlier():
+    low, high = median_interval([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 100.0])
+    # Of 7 draws with replacement, the median is the outlier where at least 4 are: C(7,4) / 7^4 * (6/7)^3 + ... = 0.0098.
+    assert 1.0 <= low < 1.3 < high <= 1.5
+    assert median_interval([2.0] * 5) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="no values"):
+        median_interval([])

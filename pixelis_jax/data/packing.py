@@ -1,0 +1,122 @@
+"""Several examples in one row of a batch, each a segment that sees nothing of the others: less padding, the same loss.
+
+Everything that says where a token stands (positions, visual tokens, calls) is relative to its example, so joining is
+concatenation plus offsets. The policy takes the segments as its attention mask.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from pixelis_jax.data.pipeline import Batch, Bucket, make_batch
+from pixelis_jax.data.records import MERGE_UNIT, EncodedExample, RecordError
+
+
+def plan_rows(lengths: Int[np.ndarray, " N"], frames: Int[np.ndarray, " N"], *, tokens: int, most_frames: int) -> list[list[int]]:
+    """Decides which examples share a row: first-fit decreasing (Johnson 1973, "Near-optimal bin packing algorithms").
+
+    Args:
+      lengths: tokens of each example.
+      frames: frames of each example.
+      tokens: room of a row.
+      most_frames: frames that a row can hold.
+
+    Returns:
+      The numbers of the examples in each row, each example once; a function of the arguments alone.
+
+    Raises:
+      RecordError: an example is larger than a row.
+    """
+    too_large = np.flatnonzero((lengths > tokens) | (frames > most_frames))
+    if too_large.size:
+        first = too_large[0]
+        size = f"{lengths[first]} tokens and {frames[first]} frames"
+        raise RecordError(f"an example of {size} does not fit into a row of {tokens} and {most_frames}")
+    rows: list[list[int]] = []
+    left: list[tuple[int, int]] = []
+    for number in np.argsort(-lengths, kind="stable").tolist():
+        length, count = int(lengths[number]), int(frames[number])
+        fitting = (row for row, (room, free) in enumerate(left) if length <= room and count <= free)
+        row = next(fitting, len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append((tokens, most_frames))
+        rows[row].append(number)
+        left[row] = left[row][0] - length, left[row][1] - count
+    return rows
+
+
+def join_examples(examples: Sequence[EncodedExample]) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " T"]]:
+    """Joins examples to one that is as long as all of them.
+
+    Args:
+      examples: at least one.
+
+    Returns:
+      The joined example, as `records.FIELDS` says, and the segment of each token: 1, 2, ...
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in examples[0]}
+    height, width = (max(example["thumbs"].shape[axis] for example in examples) for axis in (2, 3))
+    tokens = visual = 0
+    for example in examples:
+        moved = dict(example)
+        index = example["visual_index"]
+        moved["visual_index"] = np.where(index >= 0, index + visual, index).astype(index.dtype)
+        moved["op_position"] = (example["op_position"] + tokens).astype(example["op_position"].dtype)
+        down, across = height - example["thumbs"].shape[2], width - example["thumbs"].shape[3]
+        moved["thumbs"] = np.pad(example["thumbs"], ((0, 0), (0, 0), (0, down), (0, across), (0, 0)))
+        for name, array in moved.items():
+            parts[name].append(array)
+        tokens += len(example["ids"])
+        visual += int((index >= 0).sum())
+    segments = [np.full(len(example["ids"]), number, np.int32) for number, example in enumerate(examples, start=1)]
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}, np.concatenate(segments)
+
+
+def make_packed_batch(rows: Sequence[Sequence[EncodedExample]], bucket: Bucket, patch_size: int) -> Batch:
+    """Pads rows of several examples into a bucket.
+
+    Captions do not belong here: the patch head reads one example a row (`training.sft.see`).
+
+    Args:
+      rows: the examples of each row.
+      bucket: holds each row.
+      patch_size: side of a patch in pixels.
+
+    Returns:
+      The batch; its `valid` holds int32 segment ids.
+    """
+    joined, segments = zip(*map(join_examples, rows), strict=True)
+    batch = make_batch(joined, bucket, patch_size)
+    valid = np.zeros(batch.ids.shape, np.int32)
+    for row, ids in zip(valid, segments, strict=True):
+        row[: len(ids)] = ids
+    return dataclasses.replace(batch, valid=valid)
+
+
+def packed_bucket(rows: Sequence[Sequence[EncodedExample]], *, tokens: int | None = None) -> Bucket:
+    """The smallest bucket of some rows.
+
+    Args:
+      rows: the examples of each row.
+      tokens: length of the bucket; that of the longest row by default.
+
+    Returns:
+      The bucket.
+    """
+
+    def most(name: str) -> int:
+        return max(sum(len(example[name]) for example in row) for row in rows)
+
+    weighted = max(sum(int(np.count_nonzero(example["weights"])) for example in row) for row in rows)
+    patches = [int(example["grid"].prod(axis=1).max()) for row in rows for example in row if len(example["grid"])]
+    return Bucket(
+        rows=len(rows),
+        tokens=tokens or most("ids"),
+        frames=most("grid"),
+        patches=max(patches, default=MERGE_UNIT),
+        calls=max(1, most("op_id")),
+        weighted=max(1, weighted),
+    )
