@@ -1,4 +1,4 @@
-"""Qwen3-VL-8B in sampling, for `pixelis plan`: prefill and decode, parameters in bfloat16 over eight chips, slots over the groups.
+"""Qwen3-VL-8B in sampling, for `pixelis plan`: prefill and decode, bfloat16 parameters over eight chips, slots over the groups.
 
     pixelis plan --config=configs/plan_8b_sampling.py --topology=v5e-256
 
