@@ -1,7 +1,8 @@
 """Compiles a run's steps for a TPU slice, on a machine without one, and says what they need of each chip.
 
   pixelis plan --config=configs/plan_8b.py --topology=v5e-256
-  pixelis plan --config=configs/plan_8b.py --topology=v5p-128 --json=plan.json --config.train.rows=64
+  pixelis plan --config=configs/plan_8b_lora.py --topology=v5p-128 --json=plan.json --config.train.rows=64
+  pixelis plan --config=configs/plan_8b_sampling.py --topology=v6e-256
 
 Memory by kind against the chip's HBM, operations, bytes between chips, and the shortest time that a step can take. The compiler
 is the TPU's own, libtpu (`pip install 'pixelis-jax[tpu]'`); it runs in a process of its own. Topologies by their common names, or
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compiles each program and prints the table."""
     from configs import plan_8b
+    from pixelis_jax.commands.checks import check_output_file
     from pixelis_jax.commands.configs import check_fields, load_config
     from pixelis_jax.plan.tables import render
     from pixelis_jax.plan.topologies import PlanError, mesh_sizes, topology
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     check_fields(args.config, config, plan_8b.get_config())
     slice_ = topology(args.topology)
     mesh = mesh_sizes(config.mesh, slice_.chips)
+    if args.json is not None:
+        check_output_file("--json", args.json)
     if not config.programs:
         raise PlanError(f"{args.config}: programs names none")
     if importlib.util.find_spec("libtpu") is None:

@@ -18,6 +18,7 @@ from pixelis_jax.sharding import MESH_AXES
 
 CONFIG = "configs/plan_8b.py"
 SMALL = (
+    "programs=('sft','reference','prefill','decode')", "execution.attention=xla", "mesh.data=1",
     "model=tiny", "layers=2", "patches=16", "train.rows=8", "train.tokens=64", "train.weighted=16", "train.frames=1",
     "sample.slots=8", "sample.capacity=64", "sample.prefill_rows=8", "sample.prefill_tokens=16",
 )  # fmt: skip
@@ -45,6 +46,7 @@ def run(capsys):
         ([f"--config={CONFIG}", "--topology=a100-8"], "known: v4, v5e, v5p, v6e"),
         ([f"--config={CONFIG}", "--topology=v5e-8", "--config.mesh.tensor=3"], "does not cover 8 chips"),
         ([f"--config={CONFIG}", "--topology=v5e-8", "--config.programs=()"], "programs names none"),
+        ([f"--config={CONFIG}", "--topology=v5e-8", "--json=tests"], "--json: tests is a directory"),
         ([f"--config={CONFIG}", "--topology=v5e-8", "--config.trian.rows=3"], "did you mean 'train"),
         (["--config=configs/tiny_sft.py", "--topology=v5e-8"], "has no field 'layers'"),
     ],
@@ -70,7 +72,7 @@ def record(name, *, fits):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("too_large", "status"), [((), 0), (("sft",), 1), (("sft", "decode"), 1)])
+@pytest.mark.parametrize(("too_large", "status"), [((), 0), (("sft",), 1), (("sft", "reference"), 1)])
 def test_status_says_whether_everything_fits(run, tmp_path, monkeypatch, too_large, status):
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "0")
@@ -82,8 +84,8 @@ def test_status_says_whether_everything_fits(run, tmp_path, monkeypatch, too_lar
     assert "compiling sft for v5e-256" in err
     written = json.loads(path.read_text())
     assert written["schema"] == "pixelis.plan/1" and written["topology"]["chips"] == 256
-    assert written["mesh"] == {"data": 1, "fsdp": 256, "tensor": 1, "context": 1, "expert": 1}
-    assert [program["name"] for program in written["programs"]] == ["sft", "reference", "prefill", "decode"]
+    assert written["mesh"] == {"data": 2, "fsdp": 128, "tensor": 1, "context": 1, "expert": 1}
+    assert [program["name"] for program in written["programs"]] == ["sft", "reference"]
 
 
 def test_a_compiler_that_dies_is_reported_in_one_line(run, tmp_path, monkeypatch):
