@@ -101,7 +101,7 @@ def _example(work: Work, length: int, grids: Sequence[Grid], random: np.random.G
         raise ValueError(f"{length} tokens do not hold images of {visual} tokens and {imitated} imitated ones")
     weights = np.zeros(length, np.float32)
     weights[length - imitated :] = 1
-    h, w = (max(sizes) for sizes in zip(*grids, strict=True))
+    h, w = np.asarray(grids, int).reshape(-1, 2).max(axis=0, initial=2)
     thumbs = np.zeros((len(grids), 2, h * PATCH, w * PATCH, 3), np.uint8)
     for frame, (height, width) in zip(thumbs, grids, strict=True):
         shown = random.integers(0, 256, (height * PATCH, width * PATCH, 3), dtype=np.uint8)
@@ -114,7 +114,7 @@ def _example(work: Work, length: int, grids: Sequence[Grid], random: np.random.G
         "positions": rotary.mrope_positions(ids, [(1, h, w) for h, w in grids], config)[0],
         "visual_index": index,
         "thumbs": thumbs,
-        "grid": np.asarray(grids, np.int32),
+        "grid": np.asarray(grids, np.int32).reshape(-1, 2),
         "op_position": np.zeros(0, np.int32),
         "op_id": np.zeros(0, np.int32),
         **none,
@@ -156,16 +156,16 @@ _HUNDRED = _model(vocab=SMALL_VOCABULARY, hidden=768, layers=12, mlp=2048, visio
 _REAL = _model(vocab=REAL_VOCABULARY, hidden=512, layers=8, mlp=1536, vision=256, depth=4, taps=(1,))
 
 _DENSE_GRID: tuple[tuple[Grid, ...], ...] = (((16, 16),),)
-# Lengths and image sizes as chains of calls have them: many short, few long, crops of all shapes.
-_RAGGED = (
-    (256, ((16, 16), (8, 12), (6, 6))),
-    (176, ((12, 16), (8, 8))),
-    (128, ((12, 12), (6, 10))),
-    (112, ((16, 16),)),
-    (96, ((8, 12), (4, 6))),
-    (80, ((8, 16),)),
-    (64, ((10, 12),)),
-    (48, ((8, 8),)),
+# Many short, few long. Images have about 256 patches, the least that the published processor makes, in all shapes.
+_RAGGED: tuple[tuple[int, tuple[Grid, ...]], ...] = (
+    (256, ((16, 16), (12, 22))),
+    (196, ((22, 12),)),
+    (152, ((16, 16),)),
+    (116, ((10, 26),)),
+    (96, ((16, 16),)),
+    (76, ()),
+    (60, ()),
+    (44, ()),
 )
 
 WORKS = {
