@@ -110,7 +110,7 @@ def describe(name: str, config: ConfigDict, mesh: Mesh, slice_: Topology) -> dic
             "ici_s": bounds.ici,
             "step_s": bounds.step,
             "limited_by": bounds.limited_by,
-            "mfu": total / slice_.chips / slice_.chip.flops / bounds.step,
+            "mfu": total / slice_.chips / slice_.chip.flops / bounds.step if compiled else None,
         },
         "advice": [] if fits else advice(slice_, memory, _facts(name, config, mesh, program)),
     }
