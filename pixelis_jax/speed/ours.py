@@ -29,7 +29,7 @@ _CONFIG = ConfigDict(
             "beta": 0.1,
             "iou_weight": 0.5,
             "chunk": 512,
-            "vocab_chunk": 1 << 30,
+            "vocab_chunk": 40_000,
         },
         "pixels": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
         "optimizer": {

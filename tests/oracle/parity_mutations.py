@@ -15,7 +15,7 @@ from flax import nnx
 from parity_cases import END, SEQUENCES, Batch, Pair, row
 
 from pixelis_jax import policy
-from pixelis_jax.policy import layers, text, vision, weights
+from pixelis_jax.policy import layers, moe, text, vision, weights
 from pixelis_jax.policy import model as model_module
 
 FACTOR = 100
@@ -146,8 +146,6 @@ def _one_expert_fewer(pair: Pair, model: Model, batch: Batch, patch: Patch) -> M
 
 
 def _experts_not_renormalised(pair: Pair, model: Model, batch: Batch, patch: Patch) -> Model:
-    from pixelis_jax.policy import moe
-
     route = moe.MixtureOfExperts.route
 
     def raw(self: Any, x: Any) -> Any:
