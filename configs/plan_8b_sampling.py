@@ -1,4 +1,4 @@
-"""Qwen3-VL-8B in sampling, for `pixelis plan`: prefill and decode, bfloat16 parameters over eight chips, slots over the groups.
+"""Qwen3-VL-8B in sampling, for `pixelis plan`: parameters in bfloat16 over groups of eight chips, slots over the groups.
 
     pixelis plan --config=configs/plan_8b_sampling.py --topology=v5e-256
 
@@ -16,5 +16,6 @@ def get_config() -> ConfigDict:
     config.programs = ("prefill", "decode")
     config.mesh.update({"data": -1, "fsdp": 1, "tensor": 8})
     config.precision.params = "bfloat16"
-    config.sample.update({"slots": 256, "prefill_rows": 64})
+    config.execution.scan_layers = False  # a stacked cache would be copied for every token
+    config.sample.update({"slots": 256, "prefill_rows": 32, "prefill_tokens": 1024})
     return config

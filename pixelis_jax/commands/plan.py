@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DOES_NOT_FIT = 1
 
 # Read when libtpu is loaded. Without a TPU it would ask the cloud's metadata server what machine this is, log, and take a lock.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "JAX_TRACEBACK_FILTERING": "off",  # else the last line of an error is advice about tracebacks
@@ -120,10 +120,11 @@ def compile_apart(name: str, config: ConfigDict, slice_: Topology) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", "pixelis_jax.plan.compiling", str(answer)]
-        done = subprocess.run(command, input=task, env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=task, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
         if not answer.exists():
-            last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
-            raise PlanError(f"{name} was not compiled: {last[0]}")
+            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+            killed = f"the compiler was ended by signal {-done.returncode}; large programs take 8 GiB of this machine's memory"
+            raise PlanError(f"{name} was not compiled: {killed if done.returncode < 0 else said[-1]}")
         record = json.loads(answer.read_text())
     if "error" in record:
         raise PlanError(record["error"])

@@ -85,7 +85,7 @@ def describe(name: str, config: ConfigDict, mesh: Mesh, slice_: Topology) -> dic
     arguments = {kind: _bytes_a_chip(tree) for kind, tree in program.arguments.items()}
     compiled = None
     if executable is not None:
-        compiled = dataclasses.asdict(costs.measure(hlo.parse(executable.as_text() or "")))
+        compiled = dataclasses.asdict(costs.measure(hlo.parse(executable.as_text() or ""), program.work.turns))
         memory = _memory(arguments, executable.memory_analysis())
     else:
         rest = max(needed - sum(arguments.values()), 0)
@@ -110,7 +110,7 @@ def describe(name: str, config: ConfigDict, mesh: Mesh, slice_: Topology) -> dic
             "ici_s": bounds.ici,
             "step_s": bounds.step,
             "limited_by": bounds.limited_by,
-            "mfu": total / slice_.chips / slice_.chip.flops / bounds.step,
+            "mfu": total / slice_.chips / slice_.chip.flops / bounds.step if compiled else None,
         },
         "advice": [] if fits else advice(slice_, memory, _facts(name, config, mesh, program)),
     }

@@ -43,7 +43,7 @@ class Costs:
       collectives: by kind, see `COLLECTIVES`.
       hbm_bytes: read and written, where nothing is padded and nothing is read twice by one instruction.
       flops: of matrix products and convolutions; kernels that XLA does not know (Pallas) are not in it.
-      unknown_loops: loops whose trip count depends on data; they count once.
+      unknown_loops: loops whose trip count depends on data.
     """
 
     collectives: dict[str, Traffic]
@@ -52,18 +52,19 @@ class Costs:
     unknown_loops: int
 
 
-def measure(module: Module) -> Costs:
+def measure(module: Module, turns: int = 1) -> Costs:
     """Adds up a module.
 
     Args:
       module: compiled for one chip of many.
+      turns: of loops whose trip count depends on data.
 
     Returns:
       Its costs.
     """
     collectives = {kind: Traffic() for kind in COLLECTIVES}
     hbm = flops = 0
-    runs, unknown = executions(module)
+    runs, unknown = executions(module, turns)
     for run in runs:
         for kind, size, ways in _collectives(module, run.computation):
             traffic = collectives[kind]
@@ -147,34 +148,45 @@ def _hbm_bytes(module: Module, computation: Computation, instruction: Instructio
         case "slice" | "dynamic-slice" | "gather":
             return _in_hbm(computation, operands[0]) and instruction.arrays[0].bytes + result
         case "dynamic-update-slice" | "scatter":
-            update = operands[1] if opcode == "dynamic-update-slice" else operands[-1]
+            update = _update(instruction)
             return _in_hbm(computation, update) + min(result, _array_bytes(computation, update))
         case "copy-start":  # the result is the destination, then the source again
             target = instruction.arrays[0]
             return _in_hbm(computation, operands[0]) + (0 if target.space else target.bytes)
+        case "slice-start" | "dynamic-slice-start":  # here it is the source, then the destination
+            source, target = instruction.arrays[:2]
+            return (0 if source.space else target.bytes) + (0 if target.space else target.bytes)
     if opcode.endswith("-start"):  # likewise operands, then results
         return result
     return sum(_in_hbm(computation, name) for name in operands) + result
 
 
+def _update(instruction: Instruction) -> str:
+    """Name of what an update writes."""
+    return instruction.operands[1 if instruction.opcode == "dynamic-update-slice" else -1]
+
+
 def _read(module: Module, computation: Computation, parameter: Instruction) -> int:
     """Bytes that a fusion reads of a parameter in HBM: of a stack of layers, only the slice that it takes."""
+    whole = sum(array.bytes for array in parameter.arrays)
+    if parameter.name == computation.root:  # it is handed on, to whatever reads the fusion's result
+        return whole
     total = 0
     for user in computation.users(parameter.name):
         match user.opcode:
             case "slice" | "dynamic-slice" | "gather" if user.operands[0] == parameter.name:
                 total += user.arrays[0].bytes
-            case "dynamic-update-slice" if user.operands[0] == parameter.name:
-                continue
-            case "bitcast" | "copy" if user.arrays[0].bytes == parameter.arrays[0].bytes:
+            case "dynamic-update-slice" | "scatter" if user.operands[0] == parameter.name:
+                continue  # in place
+            case "bitcast" | "copy" if user.arrays[0].bytes == whole:
                 total += _read(module, computation, user)
             case "fusion":
                 inner = module.computations[user.reference("calls")]
                 places = [index for index, name in enumerate(user.operands) if name == parameter.name]
                 total += sum(_read(module, inner, inner.parameters[place]) for place in places)
             case _:
-                return sum(array.bytes for array in parameter.arrays)
-    return min(total, sum(array.bytes for array in parameter.arrays))
+                return whole
+    return min(total, whole)
 
 
 def _written(module: Module, computation: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
@@ -183,8 +195,8 @@ def _written(module: Module, computation: Computation, root: Instruction, arrays
         case "tuple":
             parts = [computation.instructions[name] for name in root.operands]
             return sum(_written(module, computation, part, part_of) for part, part_of in _zip_arrays(parts, arrays))
-        case "dynamic-update-slice" if not arrays[0].space:
-            return _array_bytes(computation, root.operands[1])
+        case "dynamic-update-slice" | "scatter" if not arrays[0].space:
+            return _array_bytes(computation, _update(root))
         case "bitcast" if not arrays[0].space:
             return _written(module, computation, computation.instructions[root.operands[0]], arrays)
         case "fusion":

@@ -120,13 +120,14 @@ def advice(topology: Topology, memory: Memory, program: Mapping[str, Any]) -> li
             said.append(f"fewer rows: a chip has {program['rows'] // ways} of the {program['rows']}")
         if program["name"] == "sft" and options["remat"] != "full":
             said.append("execution.remat='full': a layer's activations are computed again in the backward pass")
-        if options["attention"] == "xla" and program["name"] in ("sft", "reference"):
+        sequences = program["name"] in ("sft", "reference")
+        if sequences and options["attention"] == "xla":
             said.append("execution.attention='splash': scores of a sequence never exist as an array")
         if mesh["tensor"] == 1:
             said.append("mesh.tensor splits heads, wide layers and logits")
-        if mesh["context"] == 1 and program["name"] in ("sft", "reference"):
+        if sequences and mesh["context"] == 1:
             said.append("mesh.context splits the tokens of a sequence")
-        said.append("fewer tokens a row, or smaller loss.chunk and loss.vocab_chunk")
+        said.append("fewer tokens a row" + (", or smaller loss.chunk and loss.vocab_chunk" if sequences else ""))
     larger = [f"{chip.name} ({gib(chip.hbm)} GiB)" for chip in CHIPS.values() if chip.hbm > memory.total]
     if larger:
         said.append(f"chips with more HBM: {', '.join(larger)}")

@@ -25,6 +25,7 @@ class Work:
         weights are frozen but the gradient passes through.
       adapter_passes: likewise for its adapters.
       vision_passes: likewise for the vision tower; 1 where no gradient reaches it.
+      turns: how often all of this is done (decoding token after token).
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Work:
     decoder_passes: int = 1
     adapter_passes: int = 1
     vision_passes: int = 1
+    turns: int = 1
 
 
 def step_flops(model: Qwen3VLConfig, work: Work, lora: Lora | None = None) -> dict[str, int]:
@@ -55,12 +57,13 @@ def step_flops(model: Qwen3VLConfig, work: Work, lora: Lora | None = None) -> di
     layer = work.decoder_passes * layer_flops(model.text)
     if lora:
         layer += work.adapter_passes * adapter_flops(model.text, lora)
-    return {
+    parts = {
         "vision": work.vision_passes * work.rows * work.frames * frame_flops(model.vision, work.patches),
         "attention": attention_passes * layers * work.rows * attention_flops(model.text, work.tokens, work.cached),
         "layers": layers * tokens * layer,
         "unembedding": work.decoder_passes * work.rows * work.scored * 2 * model.text.hidden_size * model.text.vocab_size,
     }
+    return {part: work.turns * count for part, count in parts.items()}
 
 
 def layer_flops(text: TextConfig) -> int:

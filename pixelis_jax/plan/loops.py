@@ -23,14 +23,17 @@ class Execution:
     times: int
 
 
-def executions(module: Module) -> tuple[list[Execution], list[str]]:
+def executions(module: Module, turns: int = 1) -> tuple[list[Execution], list[str]]:
     """Lists the computations that run, once for each place that they are called from.
 
     A fusion is one instruction of its caller and does not appear. Every branch of a conditional counts.
 
+    Args:
+      module: the module.
+      turns: how often the body of a loop counts whose trip count does not follow from the text, because it depends on data.
+
     Returns:
-      The executions, and the names of the loops whose trip count does not follow from the text, because it depends on data: their
-      bodies count once.
+      The executions, and the names of those loops.
     """
     found: list[Execution] = []
     unknown: list[str] = []
@@ -42,7 +45,7 @@ def executions(module: Module) -> tuple[list[Execution], list[str]]:
                 trips = _trip_count(instruction, scope)
                 if trips is None:
                     unknown.append(instruction.name)
-                    trips = 1
+                    trips = turns
                 if trips:
                     visit(scope.loop(instruction, "body"), times * trips)
             elif instruction.opcode in ("call", "conditional", "async-start"):

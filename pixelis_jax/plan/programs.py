@@ -43,7 +43,7 @@ class Program:
       lower: gives the `jax.stages.Lowered`; to be called with the mesh as that of the context (`loop.on_mesh`).
       arguments: the arguments by kind (``parameters``, ``optimizer``, ``cache``, ``inputs``), trees of `jax.ShapeDtypeStruct`
         with shardings.
-      work: what one step computes.
+      work: what one step computes; ``work.turns`` is also how often the program's loops turn whose length depends on data.
     """
 
     step: str
@@ -188,15 +188,15 @@ def _prefill(config: ConfigDict, mesh: Mesh) -> Program:
 def _decode(config: ConfigDict, mesh: Mesh) -> Program:
     graph, params = _placed_model(config, mesh)
     state = _engine_state(config, mesh)
-    slots = config.sample.slots
+    slots, block = config.sample.slots, config.sample.block
     active = _array((slots,), jnp.bool_, mesh, "batch")
     banned = _array((model_config(config).text.vocab_size,), jnp.bool_, mesh)
-    tokens = {"stop_id": 0, "tool_open_id": 1, "block": config.sample.block}
+    tokens = {"stop_id": 0, "tool_open_id": 1, "block": block}
     return Program(
-        step=f"a token of each of {slots} slots with caches of {config.sample.capacity}",
+        step=f"{block} tokens of each of {slots} slots, one after the other, with caches of {config.sample.capacity}",
         lower=lambda: engine._decode_block.lower(graph, params, state, active, banned, **tokens),
         arguments={"parameters": params, "cache": state, "inputs": [active, banned]},
-        work=Work(rows=slots, tokens=1, cached=config.sample.capacity, scored=1),
+        work=Work(rows=slots, tokens=1, cached=config.sample.capacity, scored=1, turns=block),
     )
 
 

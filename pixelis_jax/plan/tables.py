@@ -43,7 +43,7 @@ def render(plan: Mapping[str, Any]) -> str:
     bounds = [program["roofline"] for program in programs]
     for name, label in (("compute_s", "compute"), ("hbm_s", "HBM"), ("ici_s", "ICI"), ("step_s", "all")):
         rows.append((f"  {label}", [number(bound[name] and 1000 * bound[name]) for bound in bounds]))
-    rows.append(("MFU at most", [f"{100 * bound['mfu']:.0f} %" for bound in bounds]))
+    rows.append(("MFU at most", ["-" if bound["mfu"] is None else f"{100 * bound['mfu']:.0f} %" for bound in bounds]))
     rows.append(("compiled in, s", [f"{program['lower_s'] + program['compile_s']:.0f}" for program in programs]))
 
     labels = max(len(label) for label, _ in rows)

@@ -5,7 +5,6 @@ FlashAttention: Dao et al., https://arxiv.org/abs/2205.14135; the kernel: ``jax.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
@@ -67,7 +66,8 @@ def splash(
         rows = sharding.partition_spec((batch, None), segments.shape, mesh)
         if q_spec[1] != k_spec[1]:
             raise ConfigError(f"{k.shape[1]} key heads cannot be split like {heads} query heads over {dict(mesh.shape)}")
-        head_shards, token_shards = (int(np.prod([mesh.shape[axis] for axis in q_spec[i] or ()])) for i in (1, 2))
+        split = [sharding.only_axis(axes) for axes in q_spec[1:3]]
+        head_shards, token_shards = (mesh.shape[axis] if axis else 1 for axis in split)
     mask = masks.CausalMask((tokens, tokens)) if causal else masks.FullMask((tokens, tokens))
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),

@@ -113,7 +113,7 @@ def test_what_is_compiled_is_what_is_needed_and_a_little_more(plan):
 @pytest.mark.slow
 def test_operations_are_those_of_the_batch(plan):
     model = policy.tiny(vocab_size=1024)
-    decode = step_flops(model, Work(rows=8, tokens=1, cached=64, scored=1))
+    decode = step_flops(model, Work(rows=8, tokens=1, cached=64, scored=1, turns=32))
     found = plan["decode"]["flops"]
     assert found["unembedding"] == decode["unembedding"] and found["layers"] == decode["layers"] * 3 / 4  # 3 of 4 layers
     sft, adapters = plan["sft"]["flops"], plan["adapters"]["flops"]

@@ -79,7 +79,8 @@ def test_a_loop_that_depends_on_data_counts_once_and_is_named():
     module = hlo.parse(LOOP.format(start=0, end=36, step=1, test=test, known=""))
     runs, unknown = loops.executions(module)
     assert unknown == ["loop"] and [(run.computation.name, run.times) for run in runs] == [("main", 1), ("body", 1)]
-    assert costs.measure(module).unknown_loops == 1
+    once, often = costs.measure(module), costs.measure(module, turns=32)
+    assert once.unknown_loops == 1 and once.hbm_bytes > 0 and often.hbm_bytes == 32 * once.hbm_bytes
 
 
 def test_a_counter_that_never_arrives_is_unknown():
@@ -192,14 +193,50 @@ ENTRY %main (weights: f32[36,8,8], which: s32[]) -> f32[36,8,8] {
   %one = f32[1,8,8]{2,1,0:S(1)} fusion(%weights, %which), kind=kLoop, calls=%slice
   %fetch = (f32[36,8,8]{2,1,0:S(1)}, f32[36,8,8]{2,1,0}, u32[]{:S(2)}) copy-start(%weights)
   %fetched = f32[36,8,8]{2,1,0:S(1)} copy-done(%fetch)
+  %cut = (f32[36,8,8]{2,1,0}, f32[9,8,8]{2,1,0:S(1)}, s32[]{:S(4)}) slice-start(%weights), slice={[0:9], [0:8], [0:8]}
+  %done = f32[9,8,8]{2,1,0:S(1)} slice-done(%cut)
   ROOT %updated = f32[36,8,8]{2,1,0} fusion(%weights, %which, %one), kind=kLoop, calls=%put
 }
 """
 
 
+def test_a_scatter_into_a_cache_writes_what_is_new():
+    put = "ROOT %written = f32[36,8,8]{2,1,0} scatter(%stack.1, %layer.1, %new), to_apply=%replace"
+    text = "\n".join(f"  {put}" if "%written" in line else line for line in STACK.splitlines())
+    assert costs.measure(hlo.parse(text)).hbm_bytes == costs.measure(hlo.parse(STACK)).hbm_bytes
+
+
 def test_a_layer_of_a_stack_is_read_and_written_alone_and_core_memory_is_free():
-    # One layer read (with its index), all copied to the core once, one layer written (with its index).
-    assert costs.measure(hlo.parse(STACK)).hbm_bytes == (256 + 4) + 36 * 256 + (256 + 4)
+    # One layer read (with its index), all copied to the core once, nine of them again, one layer written (with its index).
+    assert costs.measure(hlo.parse(STACK)).hbm_bytes == (256 + 4) + (36 + 9) * 256 + (256 + 4)
+
+
+NESTED = """\
+HloModule jit_step
+
+%turned (w: bf16[64,32]) -> bf16[32,64] {
+  %w = bf16[64,32]{1,0} parameter(0)
+  ROOT %t = bf16[32,64]{0,1} bitcast(%w)
+}
+
+%product (x: bf16[8,64], w.1: bf16[64,32]) -> bf16[8,32] {
+  %x = bf16[8,64]{1,0:S(1)} parameter(0)
+  %w.1 = bf16[64,32]{1,0} parameter(1)
+  %inner = bf16[32,64]{0,1} fusion(%w.1), kind=kLoop, calls=%turned
+  ROOT %y = bf16[8,32]{1,0:S(1)} convolution(%x, %inner), dim_labels=bf_oi->bf
+}
+
+ENTRY %main (x.1: bf16[8,64], w.2: bf16[64,32]) -> bf16[8,32] {
+  %x.1 = bf16[8,64]{1,0:S(1)} parameter(0)
+  %w.2 = bf16[64,32]{1,0} parameter(1)
+  ROOT %z = bf16[8,32]{1,0:S(1)} fusion(%x.1, %w.2), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_weight_is_read_through_fusions_of_fusions():
+    found = costs.measure(hlo.parse(NESTED))
+    assert found.hbm_bytes == 64 * 32 * 2 and found.flops == 2 * 8 * 64 * 32
 
 
 PRODUCTS = """\
