@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
     config.patches = 1024  # of a frame: 512 x 512 pixels, 256 visual tokens
     config.train = ConfigDict({"rows": 256, "tokens": 8192, "weighted": 2048, "frames": 8, "calls": 6})
     config.sample = ConfigDict(
-        {"slots": 256, "capacity": 8192, "block": 32, "prefill_rows": 256, "prefill_tokens": 2048, "prefill_frames": 1}
+        {"slots": 256, "capacity": 8192, "block": 32, "page": 1024}
+        | {"prefill_rows": 256, "prefill_tokens": 2048, "prefill_frames": 1}
     )
     sft = tiny_sft.get_config()
     for name in ("operations", "total_steps", "optimizer", "loss", "pixels"):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from pixelis_jax.data.pipeline import Batch
 from pixelis_jax.plan.flops import Work
 from pixelis_jax.plan.topologies import PlanError, mesh_sizes
 from pixelis_jax.policy import weights
-from pixelis_jax.rollout import engine
+from pixelis_jax.rollout import slots as slots_lib
 from pixelis_jax.training import loop, sft
 from pixelis_jax.training.log_probs import token_log_probs
 from pixelis_jax.training.optimizer import create_optimizer
@@ -158,7 +158,7 @@ def _reference(config: ConfigDict, mesh: Mesh) -> Program:
 
 def _prefill(config: ConfigDict, mesh: Mesh) -> Program:
     graph, params = _placed_model(config, mesh)
-    state = _engine_state(config, mesh)
+    state = _slots(config, mesh)
     sample = config.sample
     rows, tokens, frames = sample.prefill_rows, sample.prefill_tokens, sample.prefill_frames
     shapes = {
@@ -171,15 +171,12 @@ def _prefill(config: ConfigDict, mesh: Mesh) -> Program:
         "patches": ((frames, config.patches, model_config(config).vision.patch_dim), jnp.float32),
         "grid": ((frames, 2), jnp.int32),
         "fresh": ((), jnp.bool_),
-        "key": ((2,), jnp.uint32),
-        "temperature": ((), jnp.float32),
-        "ban_tools": ((), jnp.bool_),
-        "turn_limit": ((), jnp.int32),
+        "prompt": ((), jnp.bool_),
     }
     batch = _by_row(rows, shapes, mesh)
     return Program(
         step=f"{rows} chunks of {tokens} tokens and {frames} frames behind caches of {sample.capacity}",
-        lower=lambda: engine._prefill.lower(graph, params, state, batch),
+        lower=lambda: slots_lib.prefill.lower(graph, params, state, batch),
         arguments={"parameters": params, "cache": state, "inputs": batch},
         work=Work(rows=rows, tokens=tokens, cached=sample.capacity, frames=frames, patches=config.patches, scored=1),
     )
@@ -187,15 +184,16 @@ def _prefill(config: ConfigDict, mesh: Mesh) -> Program:
 
 def _decode(config: ConfigDict, mesh: Mesh) -> Program:
     graph, params = _placed_model(config, mesh)
-    state = _engine_state(config, mesh)
+    state = _slots(config, mesh)
     slots, block = config.sample.slots, config.sample.block
     active = _array((slots,), jnp.bool_, mesh, "batch")
     banned = _array((model_config(config).text.vocab_size,), jnp.bool_, mesh)
-    tokens = {"stop_id": 0, "tool_open_id": 1, "block": block}
+    stops = _array((1, 1), jnp.int32, mesh)
+    options = {"tool_open_id": 1, "block": block, "capacity": config.sample.capacity}
     return Program(
         step=f"{block} tokens of each of {slots} slots, one after the other, with caches of {config.sample.capacity}",
-        lower=lambda: engine._decode_block.lower(graph, params, state, active, banned, **tokens),
-        arguments={"parameters": params, "cache": state, "inputs": [active, banned]},
+        lower=lambda: slots_lib.decode.lower(graph, params, state, active, banned, stops, **options),
+        arguments={"parameters": params, "cache": state, "inputs": [active, banned, stops]},
         work=Work(rows=slots, tokens=1, cached=config.sample.capacity, scored=1, turns=block),
     )
 
@@ -305,23 +303,17 @@ def _batch(config: ConfigDict, mesh: Mesh) -> Batch:
     return Batch(**_by_row(train.rows, shapes, mesh), weighted=train.weighted)
 
 
-def _engine_state(config: ConfigDict, mesh: Mesh) -> PyTree:
-    model, slots = model_config(config), config.sample.slots
-    make = functools.partial(policy.KVCache.create, model, slots, config.sample.capacity)
-    cache = jax.eval_shape(lambda: make(dtype=_precision(config).compute, execution=_execution(config)))
-
-    def place(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = {1: ("batch",), 4: ("batch", "act_kv_heads"), 5: ("layers", "batch", "act_kv_heads")}[array.ndim]
-        return _array(array.shape, array.dtype, mesh, *axes)
-
-    shapes = {
-        "logits": ((model.text.vocab_size,), jnp.float32),
-        "position": ((), jnp.int32),
-        "key": ((2,), jnp.uint32),
-        "sampled": ((), jnp.int32),
-        "turn_tokens": ((), jnp.int32),
-        "temperature": ((), jnp.float32),
-        "ban_tools": ((), jnp.bool_),
-        "turn_limit": ((), jnp.int32),
-    }
-    return engine._State(cache=jax.tree.map(place, cache), **cast(dict[str, Any], _by_row(slots, shapes, mesh)))
+def _slots(config: ConfigDict, mesh: Mesh) -> slots_lib.Slots:
+    """The slots of an engine, as shapes."""
+    sample = config.sample
+    make = functools.partial(
+        slots_lib.Slots.create,
+        model_config(config),
+        sample.slots,
+        sample.capacity + sample.block,
+        dtype=_precision(config).compute,
+        execution=_execution(config),
+        page=sample.page,
+    )
+    shapes = jax.eval_shape(make)
+    return _place(shapes, slots_lib.slots_shardings(shapes, mesh))

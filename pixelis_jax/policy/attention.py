@@ -1,4 +1,4 @@
-"""Splash attention, the Pallas kernel of JAX for TPU: scores of long sequences never exist as an array.
+"""Attention whose scores never exist as one array: behind a cache, page by page; in training on TPU, JAX's splash kernel.
 
 FlashAttention: Dao et al., https://arxiv.org/abs/2205.14135; the kernel: ``jax.experimental.pallas.ops.tpu.splash_attention``.
 """
@@ -11,11 +11,72 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelis_jax import sharding
 from pixelis_jax.policy.config import ConfigError
+from pixelis_jax.policy.layers import HIDDEN
 
 # Width of a TPU register: the kernel wants tokens and head widths in multiples of it.
 LANES = 128
 # Tokens that one step of the kernel holds; larger blocks read keys less often and need more of the core's memory.
 BLOCK = 512
+
+
+def behind_cache(
+    q: jax.Array,
+    local: tuple[jax.Array, jax.Array],
+    bias: jax.Array,
+    past: tuple[jax.Array, jax.Array],
+    length: jax.Array,
+    *,
+    page: int,
+    rows: jax.Array | None = None,
+) -> jax.Array:
+    """Attends to new tokens and to a cache, of which only the pages that some row has filled are read.
+
+    A page behind a row's own tokens adds exactly nothing to it, so the result of a row depends on that row alone, to the bit.
+
+    Args:
+      q: scaled queries, ``[B, H, M, Dh]``, one head a key head.
+      local: keys and values of new tokens, each ``[B, H, N, Dh]``. Each query sees at least one of them.
+      bias: added to scores on them, float32 ``[B, 1, M, N]``.
+      past: cached keys and values, each ``[B, H, C, Dh]``, or more rows, of which `rows` says which.
+      length: cached tokens of each row, int32 ``[B]``.
+      page: tokens that are read at a time; divides C.
+      rows: of the cache, int32 ``[B]``; all by default.
+
+    Returns:
+      ``[B, H, M, Dh]``.
+    """
+    found = scores(q, local[0]) + bias
+    top = jnp.max(found, axis=-1, keepdims=True)
+    weights = jnp.exp(found - top)
+    state = top, jnp.sum(weights, axis=-1, keepdims=True), _mix(weights, local[1], q.dtype)
+
+    def read(index: jax.Array | int, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        top, total, mixed = state
+        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in past)
+        if rows is not None:
+            k, v = (jnp.take(x, rows, axis=0, mode="clip") for x in (k, v))
+        seen = (index * page + jnp.arange(page) < length[:, None])[:, None, None]
+        found = scores(q, k) + jnp.where(seen, jnp.float32(0), jnp.float32(HIDDEN))
+        new_top = jnp.maximum(top, jnp.max(found, axis=-1, keepdims=True))
+        weights, shrink = jnp.exp(found - new_top), jnp.exp(top - new_top)
+        total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+        return new_top, total, mixed * shrink + _mix(weights, v, q.dtype)
+
+    if past[0].shape[2] == page and rows is None:
+        state = read(0, state)  # without the loop, whose start costs a decoded token more than an empty page
+    else:
+        state = jax.lax.fori_loop(0, (jnp.max(length) + page - 1) // page, read, state)
+    return (state[2] / state[1]).astype(q.dtype)
+
+
+def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Returns scores of queries ``[B, H, M, Dh]`` on keys ``[B, H, N, Dh]``: float32 ``[B, H, M, N]``."""
+    return jnp.einsum("bhqd,bhkd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+
+
+def _mix(weights: jax.Array, v: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Values ``[B, H, N, Dh]`` by weights ``[B, H, M, N]``, products in `dtype`, sums in float32."""
+    return jnp.einsum("bhqk,bhkd->bhqd", weights.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def fits(tokens: int) -> bool:

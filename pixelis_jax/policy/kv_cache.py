@@ -1,7 +1,6 @@
 """Keys and values of earlier tokens, one row a sequence; rows have different lengths."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Self
 
@@ -14,6 +13,9 @@ from pixelis_jax.policy.config import Execution, Qwen3VLConfig
 
 Pair = tuple[jax.Array, jax.Array]
 
+# Tokens of the cache that attention reads at a time.
+PAGE = 512
+
 
 @struct.dataclass
 class KVCache:
@@ -23,34 +25,44 @@ class KVCache:
     arrays of its own: slices of one stacked array would be copied on every decoding step.
 
     Attributes:
-      k: rotated keys of the unrolled layers, each ``[B, Hkv, C, Dh]``.
-      v: values of the unrolled layers, each ``[B, Hkv, C, Dh]``.
-      stacked: keys and values of the scanned layers, each ``[L', B, Hkv, C, Dh]``; None without such layers.
+      layers: rotated keys, and values, of the unrolled layers, each ``[B, Hkv, C, Dh]``.
+      stacked: those of the scanned layers, each ``[L', B, Hkv, C, Dh]``; None without such layers.
       length: tokens held by each row, int32 ``[B]``; slots from there on are free and never seen.
+      page: tokens that attention reads at a time; divides C.
+      rows: the rows that a forward pass works on, int32 ``[R]``, each but once; None: all of them. A number out of range reads
+        any row, and writes nothing.
     """
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
+    layers: tuple[Pair, ...]
     stacked: Pair | None
     length: jax.Array
+    page: int = struct.field(pytree_node=False)
+    rows: jax.Array | None = None
 
     @classmethod
     def create(
-        cls, config: Qwen3VLConfig, batch: int, capacity: int, dtype: DTypeLike = jnp.float32, execution: Execution | None = None
+        cls,
+        config: Qwen3VLConfig,
+        batch: int,
+        capacity: int,
+        dtype: DTypeLike = jnp.float32,
+        execution: Execution | None = None,
+        page: int = PAGE,
     ) -> Self:
-        """Returns an empty cache for `batch` rows of at most `capacity` tokens, for a model of that `execution`."""
-        text = config.text
-        shape = (batch, text.num_key_value_heads, capacity, text.head_dim)
-        layers = config.unrolled_layers(execution or Execution())
-        k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(layers)) for _ in range(2))
-        scanned = text.num_hidden_layers - layers
-        stacked = (jnp.zeros((scanned, *shape), dtype), jnp.zeros((scanned, *shape), dtype)) if scanned else None
-        return cls(k=k, v=v, stacked=stacked, length=jnp.zeros(batch, jnp.int32))
+        """Returns an empty cache for `batch` rows of at least `capacity` tokens, for a model of that `execution`."""
+        page = min(page, capacity)
+        layers, stacked = _zeros(config, batch, -(-capacity // page) * page, dtype, execution)
+        return cls(layers=layers, stacked=stacked, length=jnp.zeros(batch, jnp.int32), page=page)
 
     @property
     def capacity(self) -> int:
         """C, the most tokens that a row can hold."""
-        return self.k[0].shape[2] if self.k else self.stacked[0].shape[3]  # type: ignore[index]
+        return jax.tree.leaves((self.layers, self.stacked))[0].shape[-2]
+
+    @property
+    def held(self) -> jax.Array:
+        """Tokens held by each row that a forward pass works on, int32 ``[R]``."""
+        return self.length if self.rows is None else jnp.take(self.length, self.rows, mode="clip")
 
     def append(self, chunks: Sequence[Pair], stacked: Pair | None, valid: jax.Array) -> Self:
         """Writes a chunk behind each row's tokens.
@@ -58,51 +70,119 @@ class KVCache:
         Tokens beyond the capacity are dropped: the caller sees to it that a row has room.
 
         Args:
-          chunks: keys and values of the unrolled layers, each ``[B, Hkv, T, Dh]``.
-          stacked: keys and values of the scanned layers, each ``[L', B, Hkv, T, Dh]``.
-          valid: right-padded, ``[B, T]`` bool; padding is not written.
+          chunks: keys and values of the unrolled layers, each ``[R, Hkv, T, Dh]``.
+          stacked: keys and values of the scanned layers, each ``[L', R, Hkv, T, Dh]``.
+          valid: right-padded, ``[R, T]`` bool; padding is not written.
 
         Returns:
           The cache with ``length`` advanced by each row's valid tokens.
         """
-        rows, steps = jnp.indices(valid.shape, sparse=True)
-        slots = jnp.where(valid, self.length[:, None] + steps, self.capacity)
+        number = jnp.arange(len(valid)) if self.rows is None else self.rows
+        rows = number[:, None]
+        slots = jnp.where(valid, self.held[:, None] + jnp.arange(valid.shape[1]), self.capacity)
 
         def write(cache: jax.Array, new: jax.Array) -> jax.Array:
-            # Index arrays around a slice move to the front: the update is [B, T, Hkv, Dh].
+            # Index arrays around a slice move to the front: the update is [R, T, Hkv, Dh].
             return cache.at[rows, :, slots].set(jnp.swapaxes(new, 1, 2).astype(cache.dtype), mode="drop")
 
         def write_stacked(cache: jax.Array, new: jax.Array) -> jax.Array:
-            # Here it is [B, T, L', Hkv, Dh].
+            # Here it is [R, T, L', Hkv, Dh].
             return cache.at[:, rows, :, slots].set(jnp.transpose(new, (1, 3, 0, 2, 4)).astype(cache.dtype), mode="drop")
+
+        length = jnp.minimum(self.held + valid.sum(axis=1, dtype=jnp.int32), self.capacity)
+        return dataclasses.replace(
+            self,
+            layers=jax.tree.map(write, self.layers, tuple(chunks)),
+            stacked=jax.tree.map(write_stacked, self.stacked, stacked),
+            length=self.length.at[number].set(length, mode="drop"),
+        )
+
+    def merge(self, tail: "Tail", counts: jax.Array) -> Self:
+        """Writes the first `counts` ``[B]`` tokens of a tail behind each row's tokens.
+
+        The whole tail is written, and what lies behind `counts` stays free: each row needs room for it.
+        """
+
+        def write(cache: jax.Array, new: jax.Array) -> jax.Array:
+            def row(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=-2)
+
+            axis = cache.ndim - 4
+            return jax.vmap(row, in_axes=(axis, axis, 0), out_axes=axis)(cache, new, self.length)
 
         return dataclasses.replace(
             self,
-            k=tuple(write(cache, chunk[0]) for cache, chunk in zip(self.k, chunks, strict=True)),
-            v=tuple(write(cache, chunk[1]) for cache, chunk in zip(self.v, chunks, strict=True)),
-            stacked=None if self.stacked is None else jax.tree.map(write_stacked, self.stacked, stacked),
-            length=jnp.minimum(self.length + valid.sum(axis=1, dtype=jnp.int32), self.capacity),
+            layers=jax.tree.map(write, self.layers, tail.layers),
+            stacked=jax.tree.map(write, self.stacked, tail.stacked),
+            length=self.length + counts,
         )
 
-    def reset(self, rows: jax.Array) -> Self:
-        """Empties the rows where `rows` ``[B]`` bool is true."""
-        return dataclasses.replace(self, length=jnp.where(rows, 0, self.length))
+    def at(self, rows: jax.Array | None, *, empty: jax.Array | None = None) -> Self:
+        """Returns the cache for a forward pass over some rows.
 
-    def take(self, rows: jax.Array) -> Self:
-        """Returns the rows `rows` ``[R]`` as a cache of their own; a number out of range gives the nearest row."""
-        pick = functools.partial(jnp.take, indices=rows, mode="clip")
-        stacked = None if self.stacked is None else jax.tree.map(functools.partial(pick, axis=1), self.stacked)
-        rest = jax.tree.map(functools.partial(pick, axis=0), dataclasses.replace(self, stacked=None))
-        return dataclasses.replace(rest, stacked=stacked)
+        Args:
+          rows: int32 ``[R]``; None for all.
+          empty: which of them to empty first, bool ``[R]``.
+        """
+        length = self.length
+        if empty is not None and rows is not None:
+            length = length.at[jnp.where(empty, rows, len(length))].set(0, mode="drop")
+        return dataclasses.replace(self, rows=rows, length=length)
 
-    def put(self, rows: jax.Array, new: Self) -> Self:
-        """Writes the rows of another cache over `rows` ``[R]``; a number out of range writes nothing."""
-        stacked = None
-        if self.stacked is not None:
-            stacked = jax.tree.map(lambda old, x: old.at[:, rows].set(x, mode="drop"), self.stacked, new.stacked)
-        rest = jax.tree.map(
-            lambda old, x: old.at[rows].set(x, mode="drop"),
-            dataclasses.replace(self, stacked=None),
-            dataclasses.replace(new, stacked=None),
+    def copy_row(self, source: jax.Array, target: jax.Array, length: jax.Array) -> Self:
+        """Makes row `target` what row `source` was when it held `length` tokens; rows only ever grow."""
+
+        def copy(x: jax.Array, axis: int) -> jax.Array:
+            row = jax.lax.dynamic_slice_in_dim(x, source, 1, axis)
+            return jax.lax.dynamic_update_slice_in_dim(x, row, target, axis)
+
+        return dataclasses.replace(
+            self,
+            layers=jax.tree.map(lambda x: copy(x, 0), self.layers),
+            stacked=jax.tree.map(lambda x: copy(x, 1), self.stacked),
+            length=self.length.at[target].set(length),
         )
-        return dataclasses.replace(rest, stacked=stacked)
+
+
+@struct.dataclass
+class Tail:
+    """Keys and values of the tokens that a block has decoded so far: small, so that a step need not write into the cache.
+
+    All rows stand at the same step; what a row decodes behind its end is garbage, which `KVCache.merge` leaves out.
+
+    Attributes:
+      layers, stacked: as in `KVCache`, with N tokens.
+      step: where the next token goes, int32.
+    """
+
+    layers: tuple[Pair, ...]
+    stacked: Pair | None
+    step: jax.Array
+
+    @classmethod
+    def create(
+        cls, config: Qwen3VLConfig, batch: int, size: int, dtype: DTypeLike = jnp.float32, execution: Execution | None = None
+    ) -> Self:
+        """Returns an empty tail of `size` tokens."""
+        layers, stacked = _zeros(config, batch, size, dtype, execution)
+        return cls(layers=layers, stacked=stacked, step=jnp.int32(0))
+
+    @property
+    def size(self) -> int:
+        """N, the most tokens that it holds."""
+        return jax.tree.leaves((self.layers, self.stacked))[0].shape[-2]
+
+    def advanced(self, layers: Sequence[Pair], stacked: Pair | None) -> Self:
+        """Returns the tail after a step, from the layers' new keys and values."""
+        return dataclasses.replace(self, layers=tuple(layers), stacked=stacked, step=self.step + 1)
+
+
+def _zeros(
+    config: Qwen3VLConfig, batch: int, tokens: int, dtype: DTypeLike, execution: Execution | None
+) -> tuple[tuple[Pair, ...], Pair | None]:
+    text = config.text
+    shape = (batch, text.num_key_value_heads, tokens, text.head_dim)
+    unrolled = config.unrolled_layers(execution or Execution())
+    scanned = text.num_hidden_layers - unrolled
+    layers = tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(unrolled))
+    return layers, (jnp.zeros((scanned, *shape), dtype), jnp.zeros((scanned, *shape), dtype)) if scanned else None

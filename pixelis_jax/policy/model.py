@@ -7,7 +7,7 @@ from flax import nnx
 
 from pixelis_jax.policy import layers
 from pixelis_jax.policy.config import Execution, Lora, Precision, Qwen3VLConfig
-from pixelis_jax.policy.kv_cache import KVCache
+from pixelis_jax.policy.kv_cache import KVCache, Tail
 from pixelis_jax.policy.text import TextDecoder
 from pixelis_jax.policy.vision import VisionInputs, VisionTower, VisualFeatures
 
@@ -88,6 +88,23 @@ class Qwen3VL(nnx.Module):
             chex.assert_equal_shape([ids, visual_index])
             x, deepstack = _place_visual(x, visual, visual_index)
         return self.decoder(x, positions, segments, deepstack, cache)
+
+    def decode(self, ids: jax.Array, positions: jax.Array, cache: KVCache, tail: Tail) -> tuple[jax.Array, Tail]:
+        """Runs one text token of each row behind its cache and the tail.
+
+        Args:
+          ids: int32 ``[B]``.
+          positions: of the tokens; time, height and width are the same; int32 ``[B]``.
+          cache: only read: `KVCache.merge` takes the tail in when a block has ended.
+          tail: the tokens decoded since.
+
+        Returns:
+          Hidden states after the final norm, ``[B, D]``, and the tail with the tokens in it.
+        """
+        x = self.decoder.embed(ids[:, None])
+        spread = jnp.broadcast_to(positions[:, None, None], (*x.shape[:2], 3))
+        hidden, tail = self.decoder(x, spread, jnp.ones(x.shape[:2], jnp.int32), None, cache, tail)
+        return hidden[:, 0], tail
 
     def unembedding_matrix(self) -> jax.Array:
         """Returns the matrix ``[V, D]`` whose product with a hidden state gives logits."""

@@ -1,6 +1,8 @@
 """The decoder of Qwen3-VL: grouped-query attention with per-head norms, SwiGLU or experts, DeepStack features on the way."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,13 @@ from flax import nnx, struct
 
 from pixelis_jax.policy import attention, layers, stack
 from pixelis_jax.policy.config import Execution, Lora, Precision, TextConfig
-from pixelis_jax.policy.kv_cache import KVCache
+from pixelis_jax.policy.kv_cache import KVCache, Pair, Tail
 from pixelis_jax.policy.moe import MixtureOfExperts
 from pixelis_jax.policy.rotary import rotate, text_angles
 from pixelis_jax.sharding import constrain
+
+# Keys and values of the cache and of the tail.
+Past = tuple[Pair, Pair | None]
 
 
 @struct.dataclass
@@ -20,37 +25,59 @@ class AttentionContext:
 
     Attributes:
       cos, sin: rotary table of the T tokens, float32 ``[B, 1, T, Dh / 2]``.
-      chunk_bias: added to scores between the T tokens, repeated for the G query heads of a group, float32
-        ``[B, 1, G * T, T]``.
-        None where `splash` attends, which takes the segments themselves.
-      past_bias: added to scores on the cache, float32 ``[B, 1, 1, C]``; None without a cache.
+      local_bias: added to scores on the T tokens, or on all N of the tail, repeated for the G query heads of a group, float32
+        ``[B, 1, G * T, T or N]``. None where `splash` attends, which takes the segments themselves.
       segments: int32 ``[B, T]``, 0 = padding.
+      length, rows: tokens of the cache, int32 ``[B]``, and the rows of it, or None for all; None without one.
+      step: where the token goes in the tail, int32; None without one.
+      page: tokens of the cache that are read at a time; static.
     """
 
     cos: jax.Array
     sin: jax.Array
-    chunk_bias: jax.Array | None
-    past_bias: jax.Array | None
+    local_bias: jax.Array | None
     segments: jax.Array
+    length: jax.Array | None = None
+    rows: jax.Array | None = None
+    step: jax.Array | None = None
+    page: int = struct.field(pytree_node=False, default=0)
 
     @classmethod
     def create(
-        cls, positions: jax.Array, segments: jax.Array, cache: KVCache | None, config: TextConfig, *, splash: bool = False
+        cls,
+        positions: jax.Array,
+        segments: jax.Array,
+        config: TextConfig,
+        *,
+        cache: KVCache | None = None,
+        tail: Tail | None = None,
+        splash: bool = False,
     ) -> "AttentionContext":
         """Builds the context from positions ``[B, T, 3]`` and segment ids ``[B, T]`` (0 = padding)."""
         angles = text_angles(positions, config)[:, None]
         if splash:
             tables = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
-            return cls(cos=tables[0], sin=tables[1], chunk_bias=None, past_bias=None, segments=segments)
+            return cls(cos=tables[0], sin=tables[1], local_bias=None, segments=segments)
         count = segments.shape[1]
-        causal = jnp.tril(jnp.ones((count, count), bool))
-        visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0) & causal
-        past = None
-        if cache is not None:
-            past = _bias(jnp.arange(cache.capacity) < cache.length[:, None])[:, None, None, :]
+        if tail is None:
+            causal = jnp.tril(jnp.ones((count, count), bool))
+            visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0) & causal
+            if cache is not None:  # a padded query, too, has to see something
+                visible |= jnp.eye(count, dtype=bool)
+        else:
+            visible = jnp.broadcast_to(jnp.arange(tail.size) <= tail.step, (*segments.shape, tail.size))
         # Repeated here once: a broadcast over a fifth dimension in every layer doubles the cost of attention on CPU.
-        chunk = jnp.tile(_bias(visible), (1, config.num_attention_heads // config.num_key_value_heads, 1))[:, None]
-        context = cls(cos=jnp.cos(angles), sin=jnp.sin(angles), chunk_bias=chunk, past_bias=past, segments=segments)
+        local = jnp.tile(_bias(visible), (1, config.num_attention_heads // config.num_key_value_heads, 1))[:, None]
+        context = cls(
+            cos=jnp.cos(angles),
+            sin=jnp.sin(angles),
+            local_bias=local,
+            segments=segments,
+            length=None if cache is None else cache.held,
+            rows=None if cache is None else cache.rows,
+            step=None if tail is None else tail.step,
+            page=0 if cache is None else cache.page,
+        )
         # Without the barrier XLA computes these again inside every layer's fusions.
         return jax.lax.optimization_barrier(context)
 
@@ -76,18 +103,17 @@ class TextAttention(nnx.Module):
         self.head_dim = width
         self.compute = precision.compute
 
-    def __call__(
-        self, x: jax.Array, context: AttentionContext, past: tuple[jax.Array, jax.Array] | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Attends to the cache and, causally, to the chunk itself.
+    def __call__(self, x: jax.Array, context: AttentionContext, past: Past | None) -> tuple[jax.Array, Pair]:
+        """Attends to the cache, to the tail and, causally, to the chunk itself.
 
         Args:
           x: ``[B, T, D]``.
           context: rotary table and masks.
-          past: this layer's cached keys and values, each ``[B, Hkv, C, Dh]``, or None.
+          past: this layer's cached keys and values, each ``[B, Hkv, C, Dh]``, and those of the tail, each ``[B, Hkv, N, Dh]``,
+            or None for either.
 
         Returns:
-          ``[B, T, D]`` and the chunk's own keys and values, each ``[B, Hkv, T, Dh]``.
+          ``[B, T, D]`` and keys and values: of the tail with the token in it, or of the chunk, each ``[B, Hkv, T, Dh]``.
         """
         batch, count, _ = x.shape
         q = constrain(self._heads(self.q_proj(x)), "batch", "act_heads", "length", None)
@@ -95,22 +121,27 @@ class TextAttention(nnx.Module):
         # Keys and values of all tokens are needed everywhere on the context axis.
         k, v = (constrain(self._heads(p(x)), "batch", "act_kv_heads", None, None) for p in (self.k_proj, self.v_proj))
         k = rotate(self.k_norm(k), context.cos, context.sin)
-        if context.chunk_bias is None:
+        if context.local_bias is None:
             mixed = attention.splash(q * self.head_dim**-0.5, k, v, context.segments, causal=True)
             return self._joined(mixed), (k, v)
+        cached, tail = past or (None, None)
+        local = (k, v)
+        if tail is not None:
+            assert context.step is not None  # made from the same tail
+            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=context.step, axis=2)
+            local = tuple(put(old, new.astype(old.dtype)) for old, new in zip(tail, local, strict=True))  # type: ignore[assignment]
         # The query heads of one group become extra rows of one matrix product: [B, Hkv, G * T, Dh].
         grouped = q.reshape(batch, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
-        scores = _scores(grouped, k) + context.chunk_bias
-        if past is not None:
-            assert context.past_bias is not None  # made from the same cache
-            # The chunk is not yet in the cache: reading before the one write at the end lets XLA update in place.
-            scores = jnp.concatenate([_scores(grouped, past[0]) + context.past_bias, scores], axis=-1)
-        weights = layers.softmax(scores, self.compute)
-        capacity = weights.shape[-1] - count
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights[..., capacity:], v)
-        if past is not None:
-            mixed += jnp.einsum("bhqk,bhkd->bhqd", weights[..., :capacity], past[1].astype(self.compute))
-        return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), (k, v)
+        if cached is not None:
+            # New tokens are not yet in the cache: reading before the one write at the end lets XLA update in place.
+            assert context.length is not None  # made from the same cache
+            mixed = attention.behind_cache(
+                grouped, local, context.local_bias, cached, context.length, page=context.page, rows=context.rows
+            )
+        else:
+            weights = layers.softmax(attention.scores(grouped, k) + context.local_bias, self.compute)
+            mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+        return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), local
 
     def _joined(self, mixed: jax.Array) -> jax.Array:
         """Joins heads ``[B, H, T, Dh]`` to ``[B, T, D]``."""
@@ -120,11 +151,6 @@ class TextAttention(nnx.Module):
     def _heads(self, x: jax.Array) -> jax.Array:
         """Splits ``[B, T, H * Dh]`` into ``[B, H, T, Dh]``."""
         return jnp.transpose(x.reshape(*x.shape[:2], -1, self.head_dim), (0, 2, 1, 3))
-
-
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Scores of queries ``[B, H, M, Dh]`` on keys ``[B, H, N, Dh]``: float32 ``[B, H, M, N]``."""
-    return jnp.einsum("bhqd,bhkd->bhqk", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
 
 
 class TextMLP(nnx.Module):
@@ -154,9 +180,7 @@ class DecoderLayer(nnx.Module):
         else:
             self.mlp = TextMLP(config, precision=precision, lora=lora, rngs=rngs)
 
-    def __call__(
-        self, x: jax.Array, context: AttentionContext, past: tuple[jax.Array, jax.Array] | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(self, x: jax.Array, context: AttentionContext, past: Past | None) -> tuple[jax.Array, Pair]:
         """Maps ``[B, T, D]`` to ``[B, T, D]``; other arguments and results as in `TextAttention`."""
         x = constrain(x, "batch", "length", "act_embed")
         mixed, chunk = self.attn(self.input_norm(x), context, past)
@@ -205,7 +229,8 @@ class TextDecoder(nnx.Module):
         segments: jax.Array,
         deepstack: jax.Array | None,
         cache: KVCache | None,
-    ) -> tuple[jax.Array, KVCache | None]:
+        tail: Tail | None = None,
+    ) -> tuple[jax.Array, Any]:
         """Runs the layers.
 
         Args:
@@ -214,33 +239,35 @@ class TextDecoder(nnx.Module):
           segments: int32 ``[B, T]``, 0 = padding.
           deepstack: feature k to add after layer k, zero on text, ``[K, B, T, D]``; None for text alone.
           cache: earlier tokens, or None.
+          tail: takes the one new token of each row, in place of the cache.
 
         Returns:
-          Hidden states after the final norm, ``[B, T, D]``, and the cache with the chunk appended.
+          Hidden states after the final norm, ``[B, T, D]``, and the tail with the token in it, or the cache with the chunk
+          appended.
         """
         remat = self.execution.remat
         splash = self.execution.attention == "splash" and cache is None
-        context = AttentionContext.create(positions, segments, cache, self.config, splash=splash)
+        context = AttentionContext.create(positions, segments, self.config, cache=cache, tail=tail, splash=splash)
 
-        def call(
-            layer: DecoderLayer, x: jax.Array, past: tuple[jax.Array, jax.Array] | None
-        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-            x, chunk = layer(x, context, past)
-            return x, None if cache is None else chunk
+        def call(layer: DecoderLayer, x: jax.Array, past: Past | None) -> tuple[jax.Array, Pair | None]:
+            x, new = layer(x, context, past)
+            return x, None if cache is None else new
 
-        chunks = []
+        made = []
         for index, layer in enumerate(self.layers):
-            past = None if cache is None else (cache.k[index], cache.v[index])
-            x, chunk = stack.run(layer, call, x, past, remat=remat)
+            past = None if cache is None else (cache.layers[index], None if tail is None else tail.layers[index])
+            x, new = stack.run(layer, call, x, past, remat=remat)
             if deepstack is not None and index < deepstack.shape[0]:
                 x = x + deepstack[index]
-            chunks.append(chunk)
-        stacked_chunk = None
+            made.append(new)
+        stacked = None
         if self.stacked is not None:
-            past = None if cache is None else cache.stacked
-            x, stacked_chunk = stack.scan(self.stacked, call, x, past, remat=remat)
+            stacked_past = None if cache is None else (cache.stacked, None if tail is None else tail.stacked)
+            x, stacked = stack.scan(self.stacked, call, x, stacked_past, remat=remat)
+        if tail is not None:
+            return self.norm(x), tail.advanced(made, stacked)
         if cache is not None:
-            cache = cache.append(chunks, stacked_chunk, segments != 0)
+            cache = cache.append(made, stacked, segments != 0)
         return self.norm(x), cache
 
 

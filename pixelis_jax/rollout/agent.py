@@ -1,23 +1,28 @@
 """Runs episodes: the engine decodes turns, the tool pool answers calls, and both go on at the same time.
 
-A slot that waits for its tool does not hold up the others; a finished episode's slot takes the next example at once.
+A slot that waits for its tool does not hold up the others; a finished episode's slot takes the next example at once. While the
+device decodes, one thread makes completed calls into prefills (`observations`) and this one prepares the prompts to come.
 """
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from pixelis_jax.encoding import Encoder, TextTokenizer, Thumbnail
+from pixelis_jax.encoding import Chunk, Encoder, TextTokenizer, Thumbnail
 from pixelis_jax.policy import Qwen3VL
-from pixelis_jax.rollout.engine import BlockResult, CacheFullError, Engine, SlotOptions
+from pixelis_jax.rollout.engine import BlockResult, CacheFullError, Engine, Prefill, SlotOptions
+from pixelis_jax.rollout.observations import ObservationPipeline
 from pixelis_jax.rollout.replay import environment_record
+from pixelis_jax.rollout.tracing import Tracer
 from pixelis_jax.trajectory import (
     ACTION_ROLES,
     Example,
@@ -36,7 +41,7 @@ from pixelis_jax.trajectory.grammar import CALL_OPEN, END_OF_TURN
 from pixelis_jax.trajectory.types import Stopped
 from tools_host.config import ToolsConfig
 from tools_host.environment import EpisodeEnvironment
-from tools_host.media import MediaStore
+from tools_host.media import MediaError, MediaStore
 from tools_host.protocol import Observation, ToolCall, ToolError, ToolOutput, ToolPool
 
 NEVER_SAMPLED = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|endoftext|>")
@@ -44,17 +49,27 @@ NEVER_SAMPLED = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeLimits:
-    """When an episode ends without an answer: T_max calls, tokens of a turn, seconds on the wall."""
+    """When an episode ends without an answer: T_max calls, tokens of a turn and of the episode, seconds on the wall.
+
+    With `deterministic`, what depends on the clock (the wall, a tool's time limit) fails the run, and ends in no trajectory.
+    """
 
     max_steps: int = 6
     max_turn_tokens: int = 96
+    max_tokens: int = 2**31 - 1
     wall_clock_s: float = 600.0
+    deterministic: bool = False
+
+
+class ClockError(RuntimeError):
+    """A deterministic run met a limit of time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """One episode to run. `seed` and `sample` are all its randomness; greedy when `temperature` is 0.
 
+    `top_p`, `top_k` and `min_p` narrow the choice down (`SlotOptions`); reinforcement learning leaves them as they are.
     `use_tools` False is the no-tools condition: the prompt names no tool and the token that opens a call is banned. `uris` are
     what the trajectory calls the example's media, by default their paths.
     """
@@ -64,7 +79,15 @@ class Request:
     sample: int = 0
     seed: int = 0
     temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     use_tools: bool = True
+
+    @property
+    def id(self) -> str:
+        """Names the episode; its trajectory has the same name."""
+        return f"{self.example.id}-{self.seed}-{self.sample}" + ("" if self.use_tools else "-no_tools")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +97,44 @@ class Episode:
     request: Request
     trajectory: Trajectory
     tokens: TokenRecord
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A request with its prompt."""
+
+    request: Request
+    environment: EpisodeEnvironment
+    thumbnails: dict[int, Thumbnail]
+    chunk: Chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A turn whose call is under way."""
+
+    raw: str
+    thought: str
+    call: ToolCall | None
+    started: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Completed:
+    """A call that has completed."""
+
+    slot: int
+    output: ToolOutput | ToolError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Observed:
+    """An observation as tokens. It does not fit where `fits` is false."""
+
+    slot: int
+    step: Step
+    chunk: Chunk
+    fits: bool
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -87,7 +148,7 @@ class _Running:
     started: float
     steps: list[Step] = dataclasses.field(default_factory=list)
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
-    pending: tuple[str, str, ToolCall | None, float] | None = None
+    pending: _Pending | None = None
 
     def add(self, ids: np.ndarray, roles: np.ndarray, log_probs: np.ndarray | None, spans: np.ndarray) -> None:
         """Appends tokens; `spans` are relative to them."""
@@ -110,6 +171,7 @@ class Agent:
         limits: EpisodeLimits | None = None,
         policy: PolicyInfo | None = None,
         on_step: Callable[[Request, Step], None] | None = None,
+        tracer: Tracer | None = None,
     ):
         """Binds an engine to a tool pool.
 
@@ -119,77 +181,134 @@ class Agent:
           pool: Runs the calls.
           tools: What the environment offers.
           limits: When an episode ends without an answer.
-          policy: Named in the trajectories.
+          policy: Named in the trajectories of the engine's present weights.
           on_step: Called with each step as it happens.
+          tracer: Takes spans and counters.
         """
         self._engine, self._encoder, self._pool, self._tools = engine, encoder, pool, tools
         self._limits = limits or EpisodeLimits()
-        self._policy, self._on_step = policy, on_step
+        self._policies = {engine.version: policy}
+        self._on_step, self._tracer = on_step, tracer or Tracer()
         tools.load()
         self._schemas = tools.schemas()
         self._versions = {name: ToolInfo(**fields) for name, fields in tools.tool_versions().items()}
         self._store = MediaStore(tools.cache_bytes)
         self._running: dict[int, _Running] = {}
-        # By slot: equal calls of two episodes that are under way together share one future.
-        self._calls: dict[int, concurrent.futures.Future[ToolOutput | ToolError]] = {}
+        self._pipeline: ObservationPipeline[_Completed, _Observed] | None = None
+        self._ahead: collections.deque[_Prepared | MediaError] = collections.deque()
+        self._last: _Prepared | None = None
 
     def run(self, requests: Iterable[Request]) -> Iterator[Episode]:
-        """Yields episodes as they end, which is not the order of `requests`.
+        """Yields episodes as they end, which is not the order of `requests`. Samples of one example share their prompt's prefill
+        when they follow each other.
 
         A caller that stops before the end leaves free slots behind.
 
         Raises:
           tools_host.media.MediaError: A medium of an example cannot be read.
+          ClockError: A deterministic run met a limit of time.
         """
         waiting = iter(requests)
-        exhausted = False
+        self._pipeline = ObservationPipeline(encode=self._encode, lay_out=self._lay_out, most=self._engine.slots)
         try:
             while True:
-                while not exhausted and self._engine.free_slots:
-                    request = next(waiting, None)
-                    if request is None:
-                        exhausted = True
-                    elif (episode := self._open(request)) is not None:
+                while self._engine.free_slots and (self._ahead or self._look_ahead(waiting)):
+                    if (episode := self._open(self._ahead.popleft())) is not None:
                         yield episode
-                if exhausted and not self._running:
+                yield from self._observations(block=False)
+                if self._engine.busy:
+                    self._engine.begin()
+                    with self._tracer.span("prompts", "host"):  # while the device decodes
+                        while len(self._ahead) < self._engine.slots and self._look_ahead(waiting):
+                            pass
+                    for result in self._engine.finish():
+                        if (episode := self._turn(result)) is not None:
+                            yield episode
+                elif self._running:
+                    yield from self._observations(block=True)
+                elif not self._ahead:
                     return
-                for result in self._engine.step():
-                    if (episode := self._turn(result)) is not None:
-                        yield episode
-                idle = not self._engine.busy and (exhausted or not self._engine.free_slots)
-                yield from self._observations(block=idle)
         finally:
             for slot in self._running:
                 self._engine.release(slot)
             self._running.clear()
-            self._calls.clear()
+            self._ahead.clear()
+            self._pipeline.close()
+            self._pipeline = None
 
-    def _open(self, request: Request) -> Episode | None:
-        """Gives a request a slot; a prompt that does not fit is an episode that has ended."""
+    def update_policy(self, model: Qwen3VL, policy: PolicyInfo) -> None:
+        """Gives new episodes new weights; those under way end on the weights that they began with.
+
+        Raises:
+          ValueError: Episodes on older weights than the present ones are still under way.
+        """
+        self._engine.update_params(model, policy.step)
+        self._policies = {
+            version: info for version, info in self._policies.items() if version in map(self._engine.version_of, self._running)
+        }
+        self._policies[policy.step] = policy
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a run that was stopped now would have to run again: episodes under way, and calls not yet answered.
+
+        An episode depends on its request and the weights alone, so running it again gives the same one; its calls are submitted
+        again with it, and what tools have memoised is answered from there.
+        """
+        pending = self._pipeline.state() if self._pipeline is not None else {"pending": []}
+        return {"episodes": sorted(running.request.id for running in self._running.values()), **pending}
+
+    def _look_ahead(self, waiting: Iterator[Request]) -> bool:
+        """Prepares the next request; false if there is none. What is wrong with it is raised when its turn comes."""
+        request = next(waiting, None)
+        if request is None:
+            return False
+        try:
+            self._ahead.append(self._prepare(request))
+        except MediaError as error:
+            self._ahead.append(error)
+        return True
+
+    def _prepare(self, request: Request) -> _Prepared:
+        last = self._last
         environment = EpisodeEnvironment(request.example.media, self._tools, uris=request.uris, store=self._store)
-        thumbnails: dict[int, Thumbnail] = {}
-        for medium in environment.media:
-            thumbnails[medium.id] = self._show(environment, medium.id)
-        prompt = self._encoder.prompt
-        segments = render_prompt(
-            request.example.question,
-            environment.media,
-            tools=prompt.tools if request.use_tools else "none",
-            schemas=self._schemas,
-            style=prompt.style,
-        )
-        chunk = self._encoder.encode(segments, thumbnails)
-        key = np.asarray(jax.random.key_data(_episode_key(request)), np.uint32)
+        same = last is not None and last.request.example == request.example and last.request.use_tools == request.use_tools
+        if last is not None and same:
+            thumbnails, chunk = dict(last.thumbnails), last.chunk
+            for medium in environment.media:
+                environment.set_shown(medium.id, thumbnails[medium.id].shown)
+        else:
+            thumbnails = {medium.id: self._show(environment, medium.id) for medium in environment.media}
+            prompt = self._encoder.prompt
+            segments = render_prompt(
+                request.example.question,
+                environment.media,
+                tools=prompt.tools if request.use_tools else "none",
+                schemas=self._schemas,
+                style=prompt.style,
+            )
+            chunk = self._encoder.encode(segments, thumbnails)
+        self._last = _Prepared(request=request, environment=environment, thumbnails=thumbnails, chunk=chunk)
+        return self._last
+
+    def _open(self, prepared: _Prepared | MediaError) -> Episode | None:
+        """Gives a request a slot; a prompt that does not fit is an episode that has ended."""
+        if isinstance(prepared, MediaError):
+            raise prepared
+        request, chunk = prepared.request, prepared.chunk
         options = SlotOptions(
-            key=key,
+            key=np.asarray(jax.random.key_data(_episode_key(request)), np.uint32),
             temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
             ban_tools=not request.use_tools,
             max_turn_tokens=self._limits.max_turn_tokens,
+            max_tokens=self._limits.max_tokens,
         )
         running = _Running(
             request=request,
-            environment=environment,
-            thumbnails=thumbnails,
+            environment=prepared.environment,
+            thumbnails=prepared.thumbnails,
             position=chunk.next_position,
             started=time.monotonic(),
         )
@@ -197,7 +316,7 @@ class Agent:
         try:
             slot = self._engine.submit(chunk, options)
         except CacheFullError:
-            return self._episode(running, "context_full", None, None)
+            return self._episode(running, self._engine.version, "context_full", None, None)
         self._running[slot] = running
         return None
 
@@ -231,67 +350,86 @@ class Agent:
             return self._close(result.slot, "answer", Final(raw=raw, thought=""), raw.strip())
         if len(running.steps) >= self._limits.max_steps:
             return self._close(result.slot, "max_steps", Final(raw=raw, thought=turn.thought), None)
-        if time.monotonic() - running.started > self._limits.wall_clock_s:
+        if (took := time.monotonic() - running.started) > self._limits.wall_clock_s:
+            if self._limits.deterministic:
+                raise ClockError(f"episode {running.request.id} took {took:.0f} s, more than {self._limits.wall_clock_s:g} s")
             return self._close(result.slot, "wall_clock", Final(raw=raw, thought=turn.thought), None)
+        assert self._pipeline is not None  # a run is under way
         prepared = turn.error or running.environment.prepare(turn.call)  # type: ignore[arg-type]
-        running.pending = (raw, turn.thought, turn.call, time.monotonic())
+        running.pending = _Pending(raw, turn.thought, turn.call, time.monotonic())
+        self._pipeline.expect(_call_name(running))
         if isinstance(prepared, ToolError):
-            future: concurrent.futures.Future[ToolOutput | ToolError] = concurrent.futures.Future()
-            future.set_result(prepared)
+            self._pipeline.put(_Completed(result.slot, prepared))
         else:
-            future = self._pool.submit(prepared)
-        self._calls[result.slot] = future
+            # Equal calls of two episodes that are under way together may share one future.
+            self._pool.submit(prepared).add_done_callback(self._hand_over(result.slot, self._pipeline))
         return None
+
+    def _hand_over(self, slot: int, pipeline: ObservationPipeline[_Completed, _Observed]) -> Callable[[Any], None]:
+        begin = time.perf_counter()
+
+        def done(future: concurrent.futures.Future[ToolOutput | ToolError]) -> None:
+            self._tracer.add("tool", "tool", begin, time.perf_counter(), lane=slot)
+            pipeline.put(_Completed(slot, future.result()))
+
+        return done
+
+    def _encode(self, completed: _Completed) -> _Observed:
+        """In the pipeline's thread. The episode waits for this, so nobody else touches it."""
+        running = self._running[completed.slot]
+        pending = running.pending
+        assert pending is not None
+        if self._limits.deterministic and isinstance(completed.output, ToolError) and completed.output.code == "timeout":
+            raise ClockError(f"a call of episode {running.request.id} ran into its time limit")
+        with self._tracer.span("encode", "pipeline"):
+            observation: Observation = running.environment.observe(pending.call, completed.output)
+            for media_id in observation.media:
+                running.thumbnails[media_id] = self._show(running.environment, media_id)
+            segments = render_observation(observation, running.environment.media, style=self._encoder.prompt.style)
+            chunk = self._encoder.encode(segments, running.thumbnails, start=running.position)
+        step = Step(
+            raw=pending.raw,
+            thought=pending.thought,
+            call=pending.call,
+            observation=observation,
+            elapsed_ms=round(1000 * (time.monotonic() - pending.started), 1),
+        )
+        return _Observed(completed.slot, step, chunk, fits=len(chunk.ids) <= self._engine.room(completed.slot))
+
+    def _lay_out(self, batch: list[_Observed]) -> Sequence[Prefill]:
+        return self._engine.layout([(observed.slot, observed.chunk) for observed in batch if observed.fits])
 
     def _observations(self, *, block: bool) -> Iterator[Episode]:
-        """Takes the calls that are done; `block` waits for one."""
-        if not self._calls:
-            return
-        if block:
-            concurrent.futures.wait(self._calls.values(), return_when=concurrent.futures.FIRST_COMPLETED)
-        for slot in sorted(slot for slot, future in self._calls.items() if future.done()):
-            if (episode := self._observe(slot, self._calls.pop(slot).result())) is not None:
-                yield episode
-
-    def _observe(self, slot: int, output: ToolOutput | ToolError) -> Episode | None:
-        running = self._running[slot]
-        assert running.pending is not None
-        raw, thought, call, started = running.pending
-        running.pending = None
-        observation: Observation = running.environment.observe(call, output)
-        for media_id in observation.media:
-            running.thumbnails[media_id] = self._show(running.environment, media_id)
-        step = Step(
-            raw=raw,
-            thought=thought,
-            call=call,
-            observation=observation,
-            elapsed_ms=round(1000 * (time.monotonic() - started), 1),
-        )
-        running.steps.append(step)
-        if self._on_step is not None:
-            self._on_step(running.request, step)
-        segments = render_observation(observation, running.environment.media, style=self._encoder.prompt.style)
-        chunk = self._encoder.encode(segments, running.thumbnails, start=running.position)
-        try:
-            self._engine.extend(slot, chunk)
-        except CacheFullError:
-            # The step is kept, since its tool did run; the tokens end with the turn that called it.
-            return self._close(slot, "context_full", None, None)
-        running.add(chunk.ids, chunk.roles, None, chunk.media_spans)
-        running.position = chunk.next_position
-        return None
+        """Takes the observations that are ready; `block` waits for one."""
+        assert self._pipeline is not None
+        for batch, prefills in self._pipeline.take(block=block):
+            for observed in batch:
+                running = self._running[observed.slot]
+                self._pipeline.taken(_call_name(running))
+                running.pending = None
+                running.steps.append(observed.step)
+                if self._on_step is not None:
+                    self._on_step(running.request, observed.step)
+                if observed.fits:
+                    running.add(observed.chunk.ids, observed.chunk.roles, None, observed.chunk.media_spans)
+                    running.position = observed.chunk.next_position
+            self._engine.extend([(observed.slot, observed.chunk) for observed in batch if observed.fits], prefills)
+            for observed in batch:
+                if not observed.fits:
+                    # The step is kept, since its tool did run; the tokens end with the turn that called it.
+                    yield self._close(observed.slot, "context_full", None, None)
 
     def _close(self, slot: int, stopped: Stopped, final: Final | None, answer: str | None) -> Episode:
         running = self._running.pop(slot)
+        version = self._engine.version_of(slot)
         self._engine.release(slot)
-        return self._episode(running, stopped, final, answer)
+        return self._episode(running, version, stopped, final, answer)
 
-    def _episode(self, running: _Running, stopped: Stopped, final: Final | None, answer: str | None) -> Episode:
+    def _episode(self, running: _Running, version: int, stopped: Stopped, final: Final | None, answer: str | None) -> Episode:
         request = running.request
         example = request.example
         trajectory = Trajectory(
-            id=f"{example.id}-{request.seed}-{request.sample}" + ("" if request.use_tools else "-no_tools"),
+            id=request.id,
             example=example.id,
             question=example.question,
             media=tuple(running.environment.media),
@@ -303,9 +441,10 @@ class Agent:
             group=example.id,
             sample=request.sample,
             seed=request.seed,
-            policy=self._policy,
+            policy=self._policies[version],
             sampling={
                 "temperature": request.temperature,
+                **{name: getattr(request, name) for name, off in _NARROWS.items() if getattr(request, name) != off},
                 "use_tools": request.use_tools,
                 "family": example.family,
                 "truth": example.truth,
@@ -315,7 +454,6 @@ class Agent:
         )
         ids, roles, log_probs, spans = (np.concatenate(parts) for parts in zip(*running.pieces, strict=True))
         sampled = np.isin(roles, ACTION_ROLES)
-        version = self._policy.step if self._policy is not None else 0
         tokens = TokenRecord(
             ids=ids.astype(np.int32),
             roles=roles.astype(np.int8),
@@ -327,18 +465,25 @@ class Agent:
         return Episode(request=request, trajectory=trajectory, tokens=tokens)
 
 
-def make_engine(model: Qwen3VL, encoder: Encoder, *, slots: int, capacity: int, block: int = 32) -> Engine:
-    """An engine whose special tokens are those of the encoder's tokenizer."""
+_NARROWS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+def _call_name(running: _Running) -> str:
+    return f"{running.request.id}/{len(running.steps) + 1}"
+
+
+def make_engine(model: Qwen3VL, encoder: Encoder, *, slots: int, capacity: int, **options: Any) -> Engine:
+    """An engine whose special tokens are those of the encoder's tokenizer; `options` as `Engine`."""
     stop_id, tool_open_id = special_ids(encoder.tokenizer)
     return Engine(
         model,
         slots=slots,
         capacity=capacity,
-        stop_id=stop_id,
+        stop=[[stop_id]],
         banned_ids=banned_ids(encoder),
         tool_open_id=tool_open_id,
         patch_bucket=encoder.prompt.patch_bucket,
-        block=block,
+        **options,
     )
 
 

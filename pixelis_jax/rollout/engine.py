@@ -1,44 +1,65 @@
 """The rollout engine: a fixed number of sequences that are decoded together, each behind its own KV cache.
 
-A prompt or an observation is a `Chunk`; it is prefilled behind what its slot already holds, so no token is computed twice. A
-jitted block decodes every active slot until each has ended its turn or the block is used up; nothing leaves the device in
-between.
+A prompt or an observation is a `Chunk`; it is prefilled behind what its slot already holds, so no token is computed twice, and
+samples of one prompt share its prefill. A jitted block decodes every active slot until each has ended its turn or the block is
+used up; nothing leaves the device in between. `begin` hands work to the device and returns at once; `finish` waits for it.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
-import functools
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
+from pixelis_jax import sharding
 from pixelis_jax.encoding import Chunk
-from pixelis_jax.policy import KVCache, Qwen3VL, VisionInputs
+from pixelis_jax.policy import Qwen3VL
+from pixelis_jax.rollout import sampling
+from pixelis_jax.rollout import slots as slots_lib
+from pixelis_jax.rollout.sampling import Sampling
+from pixelis_jax.rollout.tracing import Tracer
 
-# Few and coarse: each pair of buckets that occurs compiles once, which costs more than the padding of a small chunk.
-CHUNK_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-FRAME_BUCKETS = (0, 1, 4, 16, 64)
+# Tokens and frames that one prefill takes of a row. Each pair that occurs compiles once, so they are few and coarse; a longer
+# chunk goes in several parts.
+BUCKETS = ((32, 0), (128, 0), (128, 1), (256, 4), (1024, 0), (1024, 16))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlotOptions:
-    """What one episode asks of its slot. `key` (uint32 `[2]`) is all its randomness; `ban_tools` forbids the tool-open token."""
+    """What one episode asks of its slot.
+
+    Attributes:
+      key: uint32 `[2]`, all its randomness.
+      temperature: 0 takes the most probable token.
+      top_p, top_k, min_p: narrow the choice down; 1, 0 and 0 do not. The recorded log-probs do not know of them.
+      ban_tools: forbids the token that opens a call.
+      max_turn_tokens: of a turn.
+      max_tokens: sampled tokens of the episode.
+    """
 
     key: np.ndarray
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     ban_tools: bool = False
     max_turn_tokens: int = 128
+    max_tokens: int = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockResult:
     """A turn that ended. `log_probs` are those of `ids` under the static ban and the slot's temperature (1 when greedy).
 
-    `ended` is `stop` (the end token was sampled and is the last id), `length` (the turn's limit) or `full` (the cache).
+    `ended` is `stop` (a stop sequence was sampled, whose last token is the last id), `length` (a limit) or `full` (the cache).
     """
 
     slot: int
@@ -51,23 +72,63 @@ class CacheFullError(Exception):
     """A chunk does not fit behind its slot's cache."""
 
 
-@struct.dataclass
-class _State:
-    """What lives on the device, a row a slot: cache, logits of the next token `[B, V]`, and what sampling needs, `[B]` each."""
+class BudgetError(ValueError):
+    """The slots would take more memory than they may."""
 
-    cache: KVCache
-    logits: jax.Array
-    position: jax.Array
-    key: jax.Array
-    sampled: jax.Array
-    turn_tokens: jax.Array
-    temperature: jax.Array
-    ban_tools: jax.Array
-    turn_limit: jax.Array
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """Parts of chunks that one call takes, already on the device."""
+
+    slots: tuple[int, ...]
+    tokens: int
+    batch: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Counters:
+    """What an engine has done since it was made.
+
+    Attributes:
+      prompt_tokens, observation_tokens: tokens that were submitted, those of a shared prompt each time.
+      shared_tokens: prompt tokens that another sample's prefill had computed.
+      prefill_tokens: tokens computed in prefills, without padding.
+      prefill_slots: the same with padding.
+      prefills, blocks: calls.
+      decoded: sampled tokens.
+      active: slots that decoded, summed over blocks.
+    """
+
+    prompt_tokens: int = 0
+    observation_tokens: int = 0
+    shared_tokens: int = 0
+    prefill_tokens: int = 0
+    prefill_slots: int = 0
+    prefills: int = 0
+    blocks: int = 0
+    decoded: int = 0
+    active: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """An episode that begins in `target`, behind the prompt that `source` holds."""
+
+    source: int
+    target: int
+    options: SlotOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flight:
+    """A block under way: who decodes in it, and what it will have made."""
+
+    decoding: tuple[int, ...]
+    block: slots_lib.Block
 
 
 class Engine:
-    """Continuous decoding over a fixed number of slots. See `docs/architecture.md`, "The flow"."""
+    """Continuous decoding over a fixed number of slots. See `docs/rollout.md`."""
 
     def __init__(
         self,
@@ -75,12 +136,18 @@ class Engine:
         *,
         slots: int,
         capacity: int,
-        stop_id: int,
+        stop: Sequence[Sequence[int]],
         banned_ids: Sequence[int],
         tool_open_id: int,
         patch_bucket: int,
         block: int = 32,
         prefill_rows: int = 4,
+        buckets: Sequence[tuple[int, int]] = BUCKETS,
+        page: int = 256,
+        byte_budget: int | None = None,
+        mesh: Mesh | None = None,
+        version: int = 0,
+        tracer: Tracer | None = None,
     ):
         """Allocates the slots.
 
@@ -88,37 +155,53 @@ class Engine:
           model: The policy.
           slots: B, sequences that are decoded together.
           capacity: Most tokens of an episode, prompt and observations included.
-          stop_id: The token that ends a turn.
+          stop: Sequences of tokens that end a turn.
           banned_ids: Never sampled: vision and padding tokens (part of every log-prob's softmax).
           tool_open_id: The token that opens a call, banned on request of a slot.
           patch_bucket: S, patches that a frame is padded to.
           block: Most tokens decoded before the host looks.
-          prefill_rows: Chunks that one prefill takes.
+          prefill_rows: R, chunks that one prefill takes, a multiple of the parts that a mesh makes of a batch.
+          buckets: (tokens, frames) that one prefill takes of a chunk.
+          page: Tokens of the cache that attention reads at a time.
+          byte_budget: Most bytes of the slots on all devices together.
+          mesh: Where the parameters lie; None for one device.
+          version: Of the parameters.
+          tracer: Takes spans and counters.
+
+        Raises:
+          BudgetError: The slots are larger than the budget.
+          ValueError: No bucket takes a frame, or a stop sequence is empty.
         """
-        self._graph, self._params = nnx.split(model)
+        if not stop or not all(stop):
+            raise ValueError("a turn needs at least one stop sequence, none of them empty")
+        if not any(frames and tokens >= patch_bucket // 4 for tokens, frames in buckets):
+            raise ValueError(f"no bucket of {list(buckets)} takes a frame of {patch_bucket // 4} tokens")
+        self._graph, params = nnx.split(model)
+        self._params, self._version = {version: params}, version
         self._config = model.config
-        vocab = self._config.text.vocab_size
-        banned = np.zeros(vocab, bool)
-        banned[list(banned_ids)] = True
-        self._banned = jnp.asarray(banned)
-        self._stop_id, self._tool_open_id = stop_id, tool_open_id
-        self._block, self._prefill_rows = block, min(prefill_rows, slots)
+        self._mesh, self._tracer = mesh, tracer or Tracer()
+        self._buckets = sorted(buckets, key=lambda bucket: bucket[0] + bucket[1] * patch_bucket)
+        self._tool_open_id, self._block, self._rows = tool_open_id, block, min(prefill_rows, slots)
         self.patch_bucket, self.capacity, self.slots = patch_bucket, capacity, slots
-        self._state = _State(
-            cache=KVCache.create(self._config, slots, capacity, dtype=model.precision.compute, execution=model.execution),
-            logits=jnp.zeros((slots, vocab), jnp.float32),
-            position=jnp.zeros(slots, jnp.int32),
-            key=jnp.zeros((slots, 2), jnp.uint32),
-            sampled=jnp.zeros(slots, jnp.int32),
-            turn_tokens=jnp.zeros(slots, jnp.int32),
-            temperature=jnp.ones(slots, jnp.float32),
-            ban_tools=jnp.zeros(slots, bool),
-            turn_limit=jnp.zeros(slots, jnp.int32),
-        )
+        self.counters = Counters()
+        self.cache_bytes = 0
+        banned = np.zeros(self._config.text.vocab_size, bool)
+        banned[list(banned_ids)] = True
+        window = max(map(len, stop))
+        stops = np.full((len(stop), window), -1, np.int32)
+        for row, sequence in zip(stops, stop, strict=True):
+            row[window - len(sequence) :] = sequence
+        self._banned, self._stops = self._put(banned), self._put(stops)
+        self._slots = self._allocate(model, window, page, byte_budget)
         self._length = np.zeros(slots, np.int64)
-        self._free = list(range(slots))[::-1]
-        self._waiting: list[tuple[int, Chunk, SlotOptions | None]] = []
+        self._free = list(range(slots))
+        self._slot_version = [version] * slots
+        self._prompts: dict[int, bytes] = {}  # slot -> what its cache begins with
+        self._prefills: list[Prefill] = []
+        self._starts: list[_Start] = []
         self._decoding: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._pending: dict[int, int] = {}  # slot -> prefills and starts that it waits for
+        self._flights: list[_Flight] = []
 
     @property
     def free_slots(self) -> int:
@@ -128,16 +211,48 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._waiting or self._decoding)
+        return bool(self._pending or self._decoding)
 
-    def update_params(self, model: Qwen3VL) -> None:
-        """Takes new weights of the same architecture. The slots must be free: an episode ends on the weights it began with."""
-        if self.free_slots != self.slots:
-            raise ValueError(f"{self.slots - self.free_slots} episodes are under way; new weights wait until they have ended")
-        _, self._params = nnx.split(model)
+    @property
+    def version(self) -> int:
+        """Of the parameters that new episodes get."""
+        return self._version
+
+    def version_of(self, slot: int) -> int:
+        """Returns the version of the parameters that a slot's episode began with, and ends with."""
+        return self._slot_version[slot]
+
+    @property
+    def can_update(self) -> bool:
+        """Whether `update_params` would be taken: at most two versions live at a time."""
+        return not self._live_versions() - {self._version}
+
+    def update_params(self, model: Qwen3VL, version: int | None = None) -> None:
+        """Gives new episodes new weights of the same architecture; an episode ends on the weights it began with.
+
+        Args:
+          model: The weights.
+          version: Their number; by default the next one.
+
+        Raises:
+          ValueError: Episodes on older weights than the present ones are still under way, or the version is not new.
+        """
+        version = self._version + 1 if version is None else version
+        live = self._live_versions()
+        if live - {self._version}:
+            raise ValueError("episodes of two versions are under way; new weights wait until those of the older one have ended")
+        if version in live:
+            raise ValueError(f"episodes of version {version} are under way")
+        self._params = {number: params for number, params in self._params.items() if number in live}
+        self._params[version] = nnx.split(model)[1]
+        self._version = version
+
+    def room(self, slot: int) -> int:
+        """Returns how many more tokens a slot can take and still say one."""
+        return int(self.capacity - 1 - self._length[slot])
 
     def submit(self, prompt: Chunk, options: SlotOptions) -> int:
-        """Gives a new episode a free slot; returns the slot.
+        """Gives a new episode a free slot; returns the slot. A prompt that a slot still holds is not computed again.
 
         Raises:
           CacheFullError: The prompt is longer than the capacity.
@@ -145,87 +260,225 @@ class Engine:
         """
         if len(prompt.ids) >= self.capacity:
             raise CacheFullError(f"a prompt of {len(prompt.ids)} tokens does not fit into a context of {self.capacity}")
-        slot = self._free.pop()
-        self._length[slot] = 0
-        self._enqueue(slot, prompt, options)
+        key = _digest(prompt)
+        holders = [slot for slot, held in self._prompts.items() if held == key and self.version_of(slot) == self._version]
+        slot = self._take_free(holders)
+        if holders:
+            self.counters.shared_tokens += len(prompt.ids)
+        elif any(slot == begun.source for begun in self._starts):
+            self._flush()  # the slot's old prompt is still to be copied
+        self._slot_version[slot] = self._version
+        self._prompts[slot] = key
+        self._length[slot] = len(prompt.ids)
+        self.counters.prompt_tokens += len(prompt.ids)
+        if not holders:
+            self._enqueue(self._layout([(slot, prompt)], prompt=True))
+        self._starts.append(_Start(holders[0] if holders else slot, slot, options))
+        self._pending[slot] = self._pending.get(slot, 0) + 1
         return slot
 
-    def extend(self, slot: int, observation: Chunk) -> None:
-        """Puts an observation behind a slot whose turn has ended; the next turn is decoded from there.
+    def layout(self, items: Sequence[tuple[int, Chunk]]) -> list[Prefill]:
+        """Pads observations to buckets and puts them on the device; `extend` takes the result. Safe in another thread.
+
+        Args:
+          items: (slot, observation), each with `room` for it.
+        """
+        return self._layout(items, prompt=False)
+
+    def extend(self, items: Sequence[tuple[int, Chunk]], prefills: Sequence[Prefill] | None = None) -> None:
+        """Puts observations behind slots whose turns have ended; the next turns are decoded from there.
+
+        Args:
+          items: (slot, observation).
+          prefills: what `layout` made of them.
 
         Raises:
-          CacheFullError: It does not fit; the slot is as it was.
+          CacheFullError: One does not fit; all slots are as they were.
         """
-        if self._length[slot] + len(observation.ids) >= self.capacity:
-            raise CacheFullError(
-                f"{len(observation.ids)} more tokens do not fit behind {self._length[slot]} in a context of {self.capacity}"
-            )
-        self._enqueue(slot, observation, None)
+        for slot, chunk in items:
+            if len(chunk.ids) > self.room(slot):
+                raise CacheFullError(
+                    f"{len(chunk.ids)} more tokens do not fit behind {self._length[slot]} in a context of {self.capacity}"
+                )
+        for slot, chunk in items:
+            self._length[slot] += len(chunk.ids)
+            self.counters.observation_tokens += len(chunk.ids)
+        self._enqueue(self.layout(items) if prefills is None else prefills)
 
     def release(self, slot: int) -> None:
         """Frees a slot whose episode has ended."""
         self._decoding.pop(slot, None)
-        self._waiting = [item for item in self._waiting if item[0] != slot]
+        if self._pending.pop(slot, 0):  # its prompt may be what others wait for: what is queued is done, then forgotten
+            self._flush()
+            self._decoding.pop(slot, None)
         self._free.append(slot)
 
     def step(self) -> list[BlockResult]:
         """Prefills what waits, decodes one block, and returns the turns that ended in it."""
-        while self._waiting:
-            self._prefill(self._waiting[: self._prefill_rows])
-            del self._waiting[: self._prefill_rows]
-        if not self._decoding:
-            return []
-        active = np.zeros(self.slots, bool)
-        active[list(self._decoding)] = True
-        self._state, ids, log_probs, counts, ended = _decode_block(
-            self._graph, self._params, self._state, jnp.asarray(active), self._banned,
-            stop_id=self._stop_id, tool_open_id=self._tool_open_id, block=self._block,
-        )  # fmt: skip
-        ids, log_probs, counts, ended = jax.device_get((ids, log_probs, counts, ended))
+        self.begin()
+        return self.finish()
+
+    def begin(self) -> None:
+        """Hands the device what waits and a block of decoding, and does not wait for it."""
+        self._flush()
+        with self._context():
+            for version in sorted({self.version_of(slot) for slot in self._decoding}):
+                decoding = tuple(sorted(slot for slot in self._decoding if self.version_of(slot) == version))
+                self._flights.append(_Flight(decoding, self._decode(version, decoding)))
+                self.counters.blocks += 1
+                self.counters.active += len(decoding)
+
+    def finish(self) -> list[BlockResult]:
+        """Waits for the block; returns the turns that ended in it."""
         results = []
-        for slot in sorted(self._decoding):
-            count = int(counts[slot])
-            self._length[slot] += count
-            self._decoding[slot].append((ids[slot, :count], log_probs[slot, :count]))
-            if ended[slot]:
-                results.append(self._finish(slot))
+        flights, self._flights = self._flights, []
+        with self._tracer.span("decode", "device", slots=sum(len(flight.decoding) for flight in flights)):
+            blocks = jax.device_get([flight.block for flight in flights])
+        for flight, block in zip(flights, blocks, strict=True):
+            for slot in flight.decoding:
+                if slot not in self._decoding:  # released meanwhile
+                    continue
+                count = int(block.counts[slot])
+                self._length[slot] += count
+                self.counters.decoded += count
+                self._decoding[slot].append((block.ids[slot, :count], block.log_probs[slot, :count]))
+                if block.ended[slot]:
+                    results.append(self._finish(slot))
         return results
 
-    def _finish(self, slot: int) -> BlockResult:
-        parts = self._decoding.pop(slot)
-        ids = np.concatenate([part[0] for part in parts])
-        ended = "full" if self._length[slot] >= self.capacity else "length"
-        if len(ids) and ids[-1] == self._stop_id:
-            ended = "stop"
-        return BlockResult(slot=slot, ids=ids, log_probs=np.concatenate([part[1] for part in parts]), ended=ended)
+    def warm_up(self) -> None:
+        """Compiles everything that the engine can need, so that nothing compiles while episodes run."""
+        with self._context():
+            for tokens, frames in self._buckets:
+                self._run_prefill(self._lay([], tokens, frames))
+            self._run_starts([])
+            jax.block_until_ready(self._decode(self._version, ()))
+        self.counters = Counters()
 
-    def _enqueue(self, slot: int, chunk: Chunk, options: SlotOptions | None) -> None:
-        self._length[slot] += len(chunk.ids)
-        self._waiting.append((slot, chunk, options))
+    def _decode(self, version: int, decoding: Sequence[int]) -> slots_lib.Block:
+        active = np.zeros(self.slots, bool)
+        active[list(decoding)] = True
+        self._slots, block = slots_lib.decode(
+            self._graph, self._params[version], self._slots, self._put(active), self._banned, self._stops,
+            tool_open_id=self._tool_open_id, block=self._block, capacity=self.capacity,
+        )  # fmt: skip
+        return block
 
-    def _prefill(self, items: Sequence[tuple[int, Chunk, SlotOptions | None]]) -> None:
+    def _live_versions(self) -> set[int]:
+        return {self._slot_version[slot] for slot in set(range(self.slots)) - set(self._free)}
+
+    def _allocate(self, model: Qwen3VL, window: int, page: int, byte_budget: int | None) -> slots_lib.Slots:
+        # A block is merged whole, so a full row needs room for one more.
+        tokens = self.capacity + self._block
+
+        def make() -> slots_lib.Slots:
+            return slots_lib.Slots.create(
+                self._config, self.slots, tokens,
+                dtype=model.precision.compute, execution=model.execution, window=window, page=page,
+            )  # fmt: skip
+
+        shapes = jax.eval_shape(make)
+        self.cache_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+        if byte_budget is not None and self.cache_bytes > byte_budget:
+            most = byte_budget * self.slots // self.cache_bytes
+            raise BudgetError(
+                f"{self.slots} slots of {self.capacity} tokens take {self.cache_bytes:,} bytes, more than the budget of "
+                f"{byte_budget:,}: it holds {most} slots"
+            )
+        places = None if self._mesh is None else slots_lib.slots_shardings(shapes, self._mesh)
+        return jax.jit(make, out_shardings=places)()
+
+    def _context(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def _put(self, value: np.ndarray, *axes: str) -> jax.Array:
+        if self._mesh is None:
+            return jax.device_put(value)
+        names = (*axes, *[None] * (value.ndim - len(axes)))
+        return jax.device_put(value, NamedSharding(self._mesh, sharding.partition_spec(names, value.shape, self._mesh)))
+
+    def _take_free(self, holders: Sequence[int]) -> int:
+        """The slot that best takes a prompt: one that holds it, else one whose own prompt is held elsewhere, else the oldest."""
+        held = collections.Counter(self._prompts.values())
+
+        def worth(slot: int) -> int:
+            return 0 if slot in holders else 1 if slot not in self._prompts or held[self._prompts[slot]] > 1 else 2
+
+        if not self._free:
+            raise IndexError("no slot is free")
+        slot = min(self._free, key=worth)
+        self._free.remove(slot)
+        return slot
+
+    def _enqueue(self, prefills: Sequence[Prefill]) -> None:
+        self._prefills += prefills
+        for prefill in prefills:
+            for slot in prefill.slots:
+                self._pending[slot] = self._pending.get(slot, 0) + 1
+
+    def _flush(self) -> None:
+        """Hands all that waits to the device; its slots decode from now on."""
+        prefills, self._prefills = self._prefills, []
+        starts, self._starts = self._starts, []
+        with self._context(), self._tracer.span("dispatch", "host", prefills=len(prefills)):
+            for prefill in prefills:
+                self._run_prefill(prefill)
+            for first in range(0, len(starts), self.slots):
+                self._run_starts(starts[first : first + self.slots])
+        for slot in self._pending:
+            self._decoding[slot] = []
+        self._pending.clear()
+
+    def _run_prefill(self, prefill: Prefill) -> None:
+        version = self.version_of(prefill.slots[0]) if prefill.slots else self._version
+        self._slots = slots_lib.prefill(self._graph, self._params[version], self._slots, prefill.batch)
+        self.counters.prefills += 1
+        self.counters.prefill_tokens += prefill.tokens
+        self.counters.prefill_slots += prefill.batch["ids"].size
+
+    def _run_starts(self, starts: Sequence[_Start]) -> None:
+        """One fixed shape: what lies behind the count is not read."""
+        where = np.zeros((2, self.slots), np.int32)
+        how = {name: np.zeros((self.slots, *shape), dtype) for name, (shape, dtype) in sampling.FIELDS.items()}
+        for row, begun in enumerate(starts):
+            where[:, row] = begun.source, begun.target
+            for name, values in how.items():
+                values[row] = getattr(begun.options, name)
+        placed = Sampling(**{name: self._put(values) for name, values in how.items()})
+        self._slots = slots_lib.start(self._slots, self._put(np.asarray(len(starts))), *map(self._put, where), placed)
+
+    def _layout(self, items: Sequence[tuple[int, Chunk]], *, prompt: bool) -> list[Prefill]:
+        """Cuts chunks into parts, and lays parts of one bucket side by side: the bucket of a part depends on it alone."""
+        with self._tracer.span("layout", "pipeline", chunks=len(items)):
+            parts = {slot: cut(chunk, self._buckets, self.patch_bucket) for slot, chunk in items}
+            prefills = []
+            for turn in range(max(map(len, parts.values()), default=0)):
+                groups: dict[tuple[int, int], list[tuple[int, Chunk, bool, bool]]] = {}
+                for slot, cuts in parts.items():
+                    if turn < len(cuts):
+                        bucket, part = cuts[turn]
+                        groups.setdefault(bucket, []).append((slot, part, prompt, prompt and turn == 0))
+                for bucket, rows in groups.items():
+                    for first in range(0, len(rows), self._rows):
+                        prefills.append(self._lay(rows[first : first + self._rows], *bucket))
+        return prefills
+
+    def _lay(self, items: Sequence[tuple[int, Chunk, bool, bool]], tokens: int, frames: int) -> Prefill:
         """One fixed batch shape a bucket: rows without a chunk are masked and write nowhere."""
-        rows = self._prefill_rows
-        tokens = _bucket(max(len(chunk.ids) for _, chunk, _ in items), CHUNK_BUCKETS)
-        frames = _bucket(max(len(chunk.grid) for _, chunk, _ in items), FRAME_BUCKETS)
-        vision = self._config.vision
-        patch_size = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        batch = {
+        rows, vision = self._rows, self._config.vision
+        batch: dict[str, np.ndarray] = {
             "slot": np.full(rows, self.slots, np.int32),
             "ids": np.zeros((rows, tokens), np.int32),
             "positions": np.zeros((rows, tokens, 3), np.int32),
             "visual_index": np.full((rows, tokens), -1, np.int32),
             "valid": np.zeros((rows, tokens), bool),
             "next_position": np.zeros(rows, np.int32),
-            "patches": np.zeros((rows, frames, self.patch_bucket, patch_size), np.float32),
+            "patches": np.zeros((rows, frames, self.patch_bucket, vision.patch_dim), np.float32),
             "grid": np.zeros((rows, frames, 2), np.int32),
             "fresh": np.zeros(rows, bool),
-            "key": np.zeros((rows, 2), np.uint32),
-            "temperature": np.ones(rows, np.float32),
-            "ban_tools": np.zeros(rows, bool),
-            "turn_limit": np.zeros(rows, np.int32),
+            "prompt": np.zeros(rows, bool),
         }
-        for row, (slot, chunk, options) in enumerate(items):
+        for row, (slot, chunk, prompt, fresh) in enumerate(items):
             count, shown = len(chunk.ids), len(chunk.grid)
             batch["slot"][row] = slot
             batch["ids"][row, :count] = chunk.ids
@@ -235,128 +488,76 @@ class Engine:
             batch["next_position"][row] = chunk.next_position
             batch["patches"][row, :shown] = chunk.patches
             batch["grid"][row, :shown] = chunk.grid
-            if options is not None:
-                batch["fresh"][row] = True
-                batch["key"][row] = options.key
-                batch["temperature"][row] = options.temperature
-                batch["ban_tools"][row] = options.ban_tools
-                batch["turn_limit"][row] = options.max_turn_tokens
-            self._decoding[slot] = []
-        self._state = _prefill(self._graph, self._params, self._state, jax.tree.map(jnp.asarray, batch))
+            batch["prompt"][row], batch["fresh"][row] = prompt, fresh
+        return Prefill(
+            slots=tuple(item[0] for item in items),
+            tokens=sum(len(item[1].ids) for item in items),
+            batch={name: self._put(array, "batch") for name, array in batch.items()},
+        )
+
+    def _finish(self, slot: int) -> BlockResult:
+        parts = self._decoding.pop(slot)
+        ids = np.concatenate([part[0] for part in parts])
+        ended = "full" if self._length[slot] >= self.capacity else "length"
+        if self._stopped(ids):
+            ended = "stop"
+        return BlockResult(slot=slot, ids=ids, log_probs=np.concatenate([part[1] for part in parts]), ended=ended)
+
+    def _stopped(self, ids: np.ndarray) -> bool:
+        for sequence in np.asarray(self._stops):
+            sequence = sequence[sequence >= 0]
+            if len(ids) >= len(sequence) and np.array_equal(ids[len(ids) - len(sequence) :], sequence):
+                return True
+        return False
 
 
-def _bucket(value: int, buckets: Sequence[int]) -> int:
-    for bucket in buckets:
-        if value <= bucket:
-            return bucket
-    raise CacheFullError(f"{value} is more than the largest bucket, {buckets[-1]}")
+def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> list[tuple[tuple[int, int], Chunk]]:
+    """Cuts a chunk into parts, each with the smallest bucket that holds it. A frame is never cut.
 
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _prefill(graph: nnx.GraphDef, params: nnx.State, state: _State, batch: dict[str, jax.Array]) -> _State:
-    """Runs up to R chunks behind their slots. Rows whose slot is out of range read slot B - 1 and write nothing."""
-    model = nnx.merge(graph, params)
-    slot, fresh = batch["slot"], batch["fresh"]
-    rows = state.cache.take(slot).reset(fresh)
-    visual = None
-    if batch["grid"].shape[1]:
-        visual = model.encode_vision(VisionInputs(patches=batch["patches"], grid=batch["grid"]))
-    hidden, rows = model(
-        batch["ids"],
-        batch["positions"],
-        visual=visual,
-        visual_index=None if visual is None else batch["visual_index"],
-        attention_mask=batch["valid"],
-        cache=rows,
-    )
-    last = jnp.maximum(batch["valid"].sum(axis=1) - 1, 0)
-    logits = model.unembed(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[slot].set(new, mode="drop")
-
-    def keep(old: jax.Array, new: jax.Array) -> jax.Array:
-        kept = jnp.take(old, slot, axis=0, mode="clip")
-        return put(old, jnp.where(fresh.reshape(-1, *[1] * (old.ndim - 1)), new, kept))
-
-    return _State(
-        cache=state.cache.put(slot, rows),
-        logits=put(state.logits, logits),
-        position=put(state.position, batch["next_position"]),
-        key=keep(state.key, batch["key"]),
-        sampled=keep(state.sampled, jnp.zeros_like(slot)),
-        turn_tokens=put(state.turn_tokens, jnp.zeros_like(slot)),
-        temperature=keep(state.temperature, batch["temperature"]),
-        ban_tools=keep(state.ban_tools, batch["ban_tools"]),
-        turn_limit=keep(state.turn_limit, batch["turn_limit"]),
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("stop_id", "tool_open_id", "block"), donate_argnums=2)
-def _decode_block(
-    graph: nnx.GraphDef,
-    params: nnx.State,
-    state: _State,
-    active: jax.Array,
-    banned: jax.Array,
-    *,
-    stop_id: int,
-    tool_open_id: int,
-    block: int,
-) -> tuple[_State, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Decodes until every active slot has ended its turn or `block` tokens are used up.
+    Args:
+      chunk: a prompt or an observation.
+      buckets: (tokens, frames), in the order in which they are preferred.
+      patch_bucket: S, patches that a frame is padded to.
 
     Returns:
-      The state, ids `[B, block]`, log-probs `[B, block]`, tokens sampled `[B]`, and whether the turn ended `[B]`.
+      (bucket, part); a function of the chunk alone.
     """
-    model = nnx.merge(graph, params)
-    slots = active.shape[0]
-    vocab = jnp.arange(state.logits.shape[-1])
-
-    def sample(state: _State) -> tuple[jax.Array, jax.Array]:
-        ban = banned | (state.ban_tools[:, None] & (vocab == tool_open_id))
-        greedy = state.temperature <= 0
-        logits = jnp.where(ban, -jnp.inf, state.logits) / jnp.where(greedy, 1.0, state.temperature)[:, None]
-        keys = jax.vmap(jax.random.fold_in)(state.key, state.sampled)
-        drawn = jax.vmap(jax.random.categorical)(keys, logits)
-        token = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
-        log_probs = jax.nn.log_softmax(logits, axis=-1)
-        return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-
-    def body(carry):  # type: ignore[no-untyped-def]
-        state, active, step, ids, log_probs, counts, ended = carry
-        token, log_prob = sample(state)
-        ids = ids.at[:, step].set(jnp.where(active, token, 0))
-        log_probs = log_probs.at[:, step].set(jnp.where(active, log_prob, 0.0))
-        hidden, cache = model(
-            token[:, None],
-            jnp.broadcast_to(state.position[:, None, None], (slots, 1, 3)),
-            attention_mask=active[:, None],
-            cache=state.cache,
+    visual = patch_bucket // 4
+    frame_of = np.where(chunk.visual_index >= 0, chunk.visual_index // visual, -1)
+    total, parts, start, first_frame = len(chunk.ids), [], 0, 0
+    most_tokens = max(tokens for tokens, _ in buckets)
+    while start < total:
+        end = min(total, start + most_tokens)
+        while True:
+            if end < total:  # not inside a frame
+                while end > start and frame_of[end] >= 0 and frame_of[end] == frame_of[end - 1]:
+                    end -= 1
+            frames = len(np.unique(frame_of[start:end][frame_of[start:end] >= 0]))
+            bucket = next((b for b in buckets if b[0] >= end - start and b[1] >= frames), None)
+            if bucket is not None or end <= start + 1:
+                break
+            end -= 1  # too many frames: less of them
+        if bucket is None:
+            raise CacheFullError(f"a frame of {visual} tokens fits into none of the buckets {list(buckets)}")
+        index = chunk.visual_index[start:end]
+        part = dataclasses.replace(
+            chunk,
+            ids=chunk.ids[start:end],
+            roles=chunk.roles[start:end],
+            turns=chunk.turns[start:end],
+            positions=chunk.positions[start:end],
+            visual_index=np.where(index >= 0, index - first_frame * visual, -1),
+            patches=chunk.patches[first_frame : first_frame + frames],
+            grid=chunk.grid[first_frame : first_frame + frames],
         )
-        one = active.astype(jnp.int32)
-        turn_tokens = state.turn_tokens + one
-        state = state.replace(
-            cache=cache,
-            logits=jnp.where(active[:, None], model.unembed(hidden[:, 0]), state.logits),
-            position=state.position + one,
-            sampled=state.sampled + one,
-            turn_tokens=turn_tokens,
-        )
-        over = (token == stop_id) | (turn_tokens >= state.turn_limit) | (cache.length >= cache.capacity)
-        now = active & over
-        return state, active & ~over, step + 1, ids, log_probs, counts + one, ended | now
+        parts.append((bucket, part))
+        start, first_frame = end, first_frame + frames
+    return parts
 
-    carry = (
-        state,
-        active,
-        jnp.int32(0),
-        jnp.zeros((slots, block), jnp.int32),
-        jnp.zeros((slots, block), jnp.float32),
-        jnp.zeros(slots, jnp.int32),
-        jnp.zeros(slots, bool),
-    )
-    state, _, _, ids, log_probs, counts, ended = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[1]) & (carry[2] < block), body, carry
-    )
-    return state, ids, log_probs, counts, ended
+
+def _digest(chunk: Chunk) -> bytes:
+    """Names a chunk by all that the policy reads of it."""
+    state = hashlib.blake2b(digest_size=16)
+    for array in (chunk.ids, chunk.positions, chunk.visual_index, chunk.patches, chunk.grid):
+        state.update(np.ascontiguousarray(array).data)
+    return state.digest()

@@ -115,13 +115,37 @@ def test_a_stack_fills_its_cache_like_single_layers():
             )
         outputs.append(np.asarray(hidden))
         assert cache.length.tolist() == [12, 10]
-        taken = cache.take(np.asarray([1, 5]))  # 5 is out of range: the nearest row
-        assert taken.length.tolist() == [10, 10]
-        back = cache.put(np.asarray([0, 2]), taken)  # and writes nothing
-        assert back.length.tolist() == [10, 10]
-        keys = back.k[0] if execution.scan_layers is False else back.stacked[0][0]
+        back = cache.copy_row(1, 0, 9)
+        assert back.length.tolist() == [9, 10]
+        keys = back.layers[0][0] if execution.scan_layers is False else back.stacked[0][0]
         np.testing.assert_array_equal(keys[0], keys[1])
     np.testing.assert_allclose(outputs[1][:, :3], outputs[0][:, :3], atol=1e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_rows_of_a_cache_and_a_tail_give_what_a_whole_row_gives(scan_layers):
+    execution = policy.Execution(scan_layers=scan_layers)
+    model = policy.Qwen3VL(CONFIG, execution=execution, rngs=nnx.Rngs(0))
+    ids = np.random.default_rng(0).integers(8, 40, (1, 20))
+    positions = np.broadcast_to(np.arange(20)[None, :, None], (1, 20, 3))
+    expected = np.asarray(model(ids, positions)[0])[0]
+    # Three rows of pages of 4 tokens; row 1 works, row 5 is out of range.
+    cache = policy.KVCache.create(CONFIG, 3, 30, execution=execution, page=4)
+    two = [np.concatenate([x[:, :9]] * 2) for x in (ids, positions)]
+    before = jax.tree.leaves(cache)
+    hidden, cache = model(*two, cache=cache.at(np.asarray([1, 5]), empty=np.asarray([True, True])))
+    np.testing.assert_allclose(hidden[0], expected[:9], atol=1e-5)
+    cache = cache.at(None)
+    assert cache.length.tolist() == [0, 9, 0] and len(jax.tree.leaves(cache)) == len(before)
+    tail = policy.Tail.create(CONFIG, 3, 8, execution=execution)
+    for step in range(9, 13):
+        hidden, tail = model.decode(np.full(3, ids[0, step]), np.full(3, step), cache, tail)
+        np.testing.assert_allclose(hidden[1], expected[step], atol=1e-5)
+    cache = cache.merge(tail, np.asarray([0, 4, 2])).copy_row(1, 2, 13)
+    rest = [np.concatenate([x[:, 13:]] * 2) for x in (ids, positions)]
+    hidden, cache = model(*rest, cache=cache.at(np.asarray([2, 1])))
+    np.testing.assert_allclose(hidden, [expected[13:]] * 2, atol=1e-5)
+    assert cache.length.tolist() == [0, 20, 20]
 
 
 def test_a_stack_keeps_names_and_gains_an_axis():

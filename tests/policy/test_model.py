@@ -77,7 +77,8 @@ def test_a_reset_row_forgets_and_the_other_does_not():
     cache = policy.KVCache.create(CONFIG, 2, 16)
     mask = np.ones((2, 12), bool)
     fresh, full = _run(_model(), TEXT, _lines(2), attention_mask=mask, cache=cache)
-    again, cache = _run(_model(), TEXT, _lines(2), attention_mask=mask, cache=full.reset(jnp.asarray([True, False])))
+    full = full.at(np.asarray([0, 1]), empty=np.asarray([True, False]))
+    again, cache = _run(_model(), TEXT, _lines(2), attention_mask=mask, cache=full)
     np.testing.assert_allclose(again[0], fresh[0], atol=1e-5)
     assert np.abs(again[1] - fresh[1]).max() > 1e-3
     assert cache.length.tolist() == [12, 16]  # the second row was full: what did not fit was dropped

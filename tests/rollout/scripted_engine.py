@@ -15,7 +15,7 @@ class ScriptedEngine:
         self._encoder, self._scripts = encoder, [list(script) for script in scripts]
         self.slots, self.capacity = slots, capacity
         self._free, self._turns, self._length = list(range(slots))[::-1], {}, {}
-        self._ready = set()
+        self._ready, self.version = set(), 0
         self.options, self.prompts = [], []
 
     @property
@@ -37,19 +37,31 @@ class ScriptedEngine:
         self._ready.add(slot)
         return slot
 
-    def extend(self, slot, observation):
-        assert slot not in self._ready and slot not in self._free
-        if self._length[slot] + len(observation.ids) >= self.capacity:
-            raise CacheFullError
-        self._length[slot] += len(observation.ids)
-        self._ready.add(slot)
+    def room(self, slot):
+        return self.capacity - 1 - self._length[slot]
+
+    def layout(self, items):
+        return []
+
+    def extend(self, items, prefills):
+        for slot, observation in items:
+            assert slot not in self._ready and slot not in self._free
+            assert len(observation.ids) <= self.room(slot)
+            self._length[slot] += len(observation.ids)
+            self._ready.add(slot)
 
     def release(self, slot):
         assert slot not in self._free
         self._ready.discard(slot)
         self._free.append(slot)
 
-    def step(self):
+    def version_of(self, slot):
+        return self.version
+
+    def begin(self):
+        pass
+
+    def finish(self):
         results = []
         for slot in sorted(self._ready):
             turn = self._turns[slot].pop(0)

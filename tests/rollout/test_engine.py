@@ -71,7 +71,7 @@ def chunk(rng: np.random.Generator, tokens: int, frames: int = 0, start: int = 0
 def make_engine(model: policy.Qwen3VL, **options: int) -> Engine:
     return Engine(
         model, **({"slots": 3, "block": 8} | options),
-        capacity=CAPACITY, prefill_rows=2, stop_id=STOP, banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET,
+        capacity=CAPACITY, prefill_rows=2, stop=[[STOP]], banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET,
     )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def test_two_turns_with_images_equal_one_full_forward(model: policy.Qwen3VL, eng
     slot = engine.submit(prompt, options(7))
     first = turn(engine, slot)
     observation = chunk(rng, 7, frames=2, start=prompt.next_position + len(first.ids))
-    engine.extend(slot, observation)
+    engine.extend([(slot, observation)])
     second = turn(engine, slot)
     engine.release(neighbour)
     engine.release(slot)
@@ -183,7 +183,7 @@ def test_limits_are_reported(engine: Engine) -> None:
     result = turn(engine, slot)
     assert result.ended == ("stop" if result.ids[-1] == STOP else "length") and len(result.ids) <= 4
     with pytest.raises(CacheFullError, match="do not fit"):
-        engine.extend(slot, chunk(np.random.default_rng(6), 60))
+        engine.extend([(slot, chunk(np.random.default_rng(6), 60))])
     engine.release(slot)
     with pytest.raises(CacheFullError, match=f"context of {CAPACITY}"):
         engine.submit(chunk(np.random.default_rng(6), CAPACITY), options(0))
