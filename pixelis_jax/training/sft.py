@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from pixelis_jax import losses, sharding
 from pixelis_jax.data.pipeline import Batch, BatchPlan, BatchSource, iterate
 from pixelis_jax.data.records import MERGE_UNIT, RecordSource
-from pixelis_jax.policy import AuxiliaryHeads, Qwen3VL, VisionInputs, patch_coordinates
+from pixelis_jax.policy import AuxiliaryHeads, ConfigError, Qwen3VL, VisionInputs, patch_coordinates
 from pixelis_jax.policy.adapters import is_adapter
 from pixelis_jax.training import loop
 from pixelis_jax.training.log_probs import token_log_probs
@@ -64,7 +64,9 @@ def train(
     Raises:
       WorkdirError: the directory is another run's, or no work directory.
       RecordError: the data cannot be read, or an example fits into no bucket.
+      ConfigError: the model's base cannot be trained as `config.trainable` says.
     """
+    check_base(config.trainable, model.lora.base if model.lora else "")
     mesh = sharding.create_mesh(**config.mesh)
     banned = np.isin(np.arange(model.config.text.vocab_size), banned_ids)
     key = jax.random.fold_in(jax.random.key(config.seed), _HEADS_STREAM)
@@ -102,6 +104,20 @@ def train(
     result = loop.run(phase, config, workdir, mesh)
     trained = join_parameters(result.state.params, result.state.frozen)
     return nnx.merge(graph, nnx.State(trained)), result
+
+
+def check_base(trainable: str, base: str) -> None:
+    """Refuses to train what is stored in few bits.
+
+    Args:
+      trainable: one of `TRAINABLE`.
+      base: of `policy.Lora`.
+
+    Raises:
+      ConfigError: more than the adapters is to be trained.
+    """
+    if base and trainable != "adapters":
+        raise ConfigError(f"lora.base is {base!r}, but trainable is {trainable!r}: kernels in few bits are frozen")
 
 
 def state_shardings(params: nnx.State, heads: nnx.State, mesh: jax.sharding.Mesh, trainable: str) -> dict[str, PyTree]:

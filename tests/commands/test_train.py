@@ -114,6 +114,11 @@ def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
         ("Missing value", ["--config.total_steps"]),
         ("warmup_steps (1)", ["--config.total_steps=1"]),
         ("log_every must be at least 1", ["--config.log_every=0"]),
+        ("lora.base is 'int8', but trainable is 'all'", ["--config.lora.base=int8"]),
+        (
+            "lora.base is 'nf3', known are int8, int4",
+            ["--config.trainable=adapters", "--config.lora.rank=4", "--config.lora.base=nf3"],
+        ),
         ("phase is 'rft', expected one of look, sft", ["--config.phase=rft"]),
         ("seed must be a whole number in 0 .. 2^32 - 1, got -1", ["--config.seed=-1"]),
         ("seed must be a whole number in", [f"--config.scenes.seed={2**32}"]),
