@@ -54,7 +54,10 @@ def get_config() -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.buckets = ConfigDict({"tokens": (128, 224, 304, 384, 640), "frames": (4, 6, 12), "tokens_per_batch": 6144})
+    # pack: several examples a row, all rows as large as the largest bucket (docs/training.md).
+    config.buckets = ConfigDict(
+        {"tokens": (128, 224, 304, 384, 640), "frames": (4, 6, 12), "tokens_per_batch": 6144, "pack": False}
+    )
     config.loss = ConfigDict(
         {"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024, "vocab_chunk": 32768}
     )

@@ -201,6 +201,7 @@ def _check(path: Path, config: ConfigDict) -> None:
         raise UserError(f"{path}: trainable is {config.trainable!r}, known are {', '.join(sft.TRAINABLE)}")
     try:
         sft.check_base(config.trainable, config.lora.base)
+        sft.check_packing(config)
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from error
     if (config.trainable == "adapters") != bool(config.lora.rank):
