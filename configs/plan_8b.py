@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.execution = ConfigDict({"scan_layers": True, "remat": "full", "attention": "splash"})
     config.precision = ConfigDict({"params": "float32", "compute": "bfloat16"})
     config.trainable = "all"
-    config.lora = ConfigDict({"rank": 0, "alpha": 64.0, "targets": TARGETS})
+    config.lora = ConfigDict({"rank": 0, "alpha": 64.0, "targets": TARGETS, "base": ""})
     config.patches = 1024  # of a frame: 512 x 512 pixels, 256 visual tokens
     config.train = ConfigDict({"rows": 256, "tokens": 8192, "weighted": 2048, "frames": 8, "calls": 6})
     config.sample = ConfigDict(

@@ -1,6 +1,7 @@
 """As `plan_8b`, with adapters of rank 32 beside frozen parameters in bfloat16.
 
 pixelis plan --config=configs/plan_8b_lora.py --topology=v5e-256
+pixelis plan --config=configs/plan_8b_lora.py --topology=v5e-256 --config.lora.base=int8
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +14,6 @@ def get_config() -> ConfigDict:
     config = plan_8b.get_config()
     config.trainable = "adapters"
     config.lora.rank = 32
+    config.lora.base = ""  # or "int8", "int4": the kernels beside adapters in few bits
     config.precision.params = "bfloat16"
     return config

@@ -54,14 +54,18 @@ def get_config() -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.buckets = ConfigDict({"tokens": (128, 224, 304, 384, 640), "frames": (4, 6, 12), "tokens_per_batch": 6144})
+    # pack: several examples a row, all rows as large as the largest bucket (docs/training.md).
+    config.buckets = ConfigDict(
+        {"tokens": (128, 224, 304, 384, 640), "frames": (4, 6, 12), "tokens_per_batch": 6144, "pack": False}
+    )
     config.loss = ConfigDict(
         {"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 1024, "vocab_chunk": 32768}
     )
     config.pixels = ConfigDict({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
     config.trainable = "all"  # or "decoder": the vision tower is frozen; or "adapters": all but the adapters is
-    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("q_proj", "k_proj", "v_proj", "o_proj")})  # 0: no adapters
+    # Rank 0: no adapters. The base is what they stand beside: "" as it is, "int8" or "int4" in few bits (docs/policy.md).
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ("q_proj", "k_proj", "v_proj", "o_proj"), "base": ""})
     config.execution = ConfigDict({"scan_layers": False, "remat": "none", "attention": "xla"})
     config.precision = ConfigDict({"params": "float32", "compute": "float32"})
     config.log_every = 20

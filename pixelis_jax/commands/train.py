@@ -199,6 +199,11 @@ def _check(path: Path, config: ConfigDict) -> None:
                 raise UserError(f"{path}: scenes.answer_only.{family} is a share, got {share}")
     if config.trainable not in sft.TRAINABLE:
         raise UserError(f"{path}: trainable is {config.trainable!r}, known are {', '.join(sft.TRAINABLE)}")
+    try:
+        sft.check_base(config.trainable, config.lora.base)
+        sft.check_packing(config)
+    except ConfigError as error:
+        raise UserError(f"{path}: {error}") from error
     if (config.trainable == "adapters") != bool(config.lora.rank):
         raise UserError(
             f"{path}: lora.rank is {config.lora.rank}, but trainable is {config.trainable!r}: adapters go with adapters"

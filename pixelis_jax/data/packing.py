@@ -10,8 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from pixelis_jax.data.pipeline import Batch, Bucket, make_batch
-from pixelis_jax.data.records import MERGE_UNIT, EncodedExample, RecordError
+from pixelis_jax.data.pipeline import Batch, BatchPlan, BatchSource, Bucket, make_batch
+from pixelis_jax.data.records import MERGE_UNIT, SIZES, EncodedExample, RecordError, RecordSource
+
+# Examples that are packed together: enough to fill rows well, few enough that looking for room stays cheap.
+WINDOW = 1024
 
 
 def plan_rows(lengths: Int[np.ndarray, " N"], frames: Int[np.ndarray, " N"], *, tokens: int, most_frames: int) -> list[list[int]]:
@@ -46,6 +49,83 @@ def plan_rows(lengths: Int[np.ndarray, " N"], frames: Int[np.ndarray, " N"], *, 
         rows[row].append(number)
         left[row] = left[row][0] - length, left[row][1] - count
     return rows
+
+
+def plan_run(sizes: Int[np.ndarray, "N 5"], *, tokens: int, frames: int, seed: int) -> list[list[int]]:
+    """Decides which examples of a run share a row: `plan_rows` over one window after another of the shuffled examples.
+
+    Args:
+      sizes: of each example (`RecordSource.sizes`).
+      tokens: room of a row.
+      frames: frames that a row can hold.
+      seed: of the shuffle.
+
+    Returns:
+      The numbers of the examples in each row, each example once; a function of the arguments alone.
+
+    Raises:
+      RecordError: an example is larger than a row.
+    """
+    rows: list[list[int]] = []
+    order = np.random.default_rng([seed, len(sizes)]).permutation(len(sizes))
+    for window in np.split(order, range(WINDOW, len(order), WINDOW)):
+        lengths, counts = sizes[window, SIZES.index("tokens")], sizes[window, SIZES.index("frames")]
+        rows += [window[row].tolist() for row in plan_rows(lengths, counts, tokens=tokens, most_frames=frames)]
+    return rows
+
+
+def row_sizes(sizes: Int[np.ndarray, "N 5"], rows: Sequence[Sequence[int]]) -> Int[np.ndarray, "R 5"]:
+    """Sizes of rows as if each were one example: sums, but for the patches of the largest frame."""
+    totals = np.array([sizes[row].sum(axis=0) for row in rows], sizes.dtype)
+    patches = SIZES.index("patches")
+    totals[:, patches] = [sizes[row, patches].max() for row in rows]
+    return totals
+
+
+class PackedPlan(BatchPlan):
+    """A `BatchPlan` whose rows hold several examples, all of one shape: the largest bucket.
+
+    Which examples share a row is decided once a run; from there a row is what an example is to a `BatchPlan`. Every epoch makes
+    other batches of the same rows.
+
+    Attributes:
+      rows: numbers of the examples in each row; a batch is the numbers of its rows.
+    """
+
+    def __init__(
+        self,
+        sizes: Int[np.ndarray, "N 5"],
+        *,
+        tokens: Sequence[int],
+        frames: Sequence[int],
+        tokens_per_batch: int,
+        rows_multiple: int,
+        seed: int,
+        batches: int,
+    ):
+        """Plans a run; arguments and errors as those of `BatchPlan`."""
+        self.rows = plan_run(sizes, tokens=max(tokens), frames=max(frames), seed=seed)
+        super().__init__(
+            row_sizes(sizes, self.rows),
+            tokens=(max(tokens),),
+            frames=(max(frames),),
+            tokens_per_batch=tokens_per_batch,
+            rows_multiple=rows_multiple,
+            seed=seed,
+            batches=batches,
+        )
+
+
+class PackedSource(BatchSource):
+    """The batches of a `PackedPlan`, by number; each process reads its own rows."""
+
+    def __init__(self, source: RecordSource, plan: PackedPlan, *, patch_size: int, process: int = 0, processes: int = 1):
+        """Joins examples and plan; arguments as those of `BatchSource`."""
+        super().__init__(source, plan, patch_size=patch_size, process=process, processes=processes)
+        self._rows = plan.rows
+
+    def _make(self, bucket: Bucket, rows: list[int]) -> Batch:
+        return make_packed_batch([self._source.read(self._rows[row]) for row in rows], bucket, self._patch_size)
 
 
 def join_examples(examples: Sequence[EncodedExample]) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " T"]]:

@@ -184,8 +184,11 @@ class BatchSource(Sequence[Batch]):
 
     def __getitem__(self, index: SupportsIndex) -> Batch:  # type: ignore[override]
         bucket, rows = self._plan[index]
-        mine = np.split(rows, self._processes)[self._process]
-        return make_batch(self._source.read(mine.tolist()), bucket, self._patch_size)
+        return self._make(bucket, np.split(rows, self._processes)[self._process].tolist())
+
+    def _make(self, bucket: Bucket, rows: list[int]) -> Batch:
+        """Makes this process's part of a batch."""
+        return make_batch(self._source.read(rows), bucket, self._patch_size)
 
 
 def iterate(source: BatchSource, *, threads: int = 2, prefetch: int = 4) -> grain.DatasetIterator:

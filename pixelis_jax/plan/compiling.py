@@ -138,11 +138,14 @@ def _memory(arguments: dict[str, int], stats: Any) -> Memory:
 
 def _bytes_a_chip(tree: Any) -> int:
     leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    # In bits: NumPy gives a byte to four bits, a TPU packs them.
+    bits = (math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in leaves)
+    return sum(-(-count // 8) for count in bits)
 
 
 def _facts(name: str, config: ConfigDict, mesh: Mesh, program: programs.Program) -> dict[str, Any]:
     options = {**config.execution.to_dict(), "params": config.precision.params, "lora": config.lora.rank}
+    options["base"] = config.lora.base
     return {"name": name, "mesh": dict(mesh.shape), "rows": program.work.rows, "options": options}
 
 

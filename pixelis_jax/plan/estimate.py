@@ -93,7 +93,7 @@ def advice(topology: Topology, memory: Memory, program: Mapping[str, Any]) -> li
       topology: the slice.
       memory: what it needs.
       program: ``name``, ``mesh`` (sizes by axis), ``rows`` (sequences of a step), and ``options``: the config's ``remat``,
-        ``attention``, ``params`` (their type) and ``lora`` (rank).
+        ``attention``, ``params`` (their type), ``lora`` (rank) and ``base`` (of the adapters).
 
     Returns:
       Sentences, the most useful first; none where it fits.
@@ -111,6 +111,8 @@ def advice(topology: Topology, memory: Memory, program: Mapping[str, Any]) -> li
             said.append(f"mesh.fsdp instead of mesh.data: parameters are copied {mesh['data']} times")
         if program["name"] == "sft" and not options["lora"]:
             said.append("adapters (lora.rank, trainable='adapters'): gradients and optimizer state of these alone")
+        if options["lora"] and not options["base"]:
+            said.append("lora.base='int8' or 'int4': kernels beside adapters in few bits")
         if memory.arguments.get("cache", 0) > lasting / 2:
             said.append("fewer sample.slots, or less sample.capacity")
         if options["params"] == "float32":

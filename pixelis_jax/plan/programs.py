@@ -89,12 +89,13 @@ def build(name: str, config: ConfigDict, mesh: Mesh) -> Program:
 
     Raises:
       PlanError: the config asks for something that does not exist, or for rows that do not divide over the mesh.
-      ConfigError: a field of ``execution`` or ``lora`` is not one that the policy takes.
+      ConfigError: a field of ``execution`` or ``lora`` is not one that the policy takes, or a base in few bits is to be trained.
     """
     asked = [("model", config.model, MODELS), ("trainable", config.trainable, sft.TRAINABLE)]
     for what, value, known in (*asked, *(("program", other, PROGRAMS) for other in config.programs)):
         if value not in known:
             raise PlanError(f"no {what} {value!r} (known: {', '.join(known)})")
+    sft.check_base(config.trainable, config.lora.base)
     if (config.trainable == "adapters") != bool(config.lora.rank):
         raise PlanError(f"lora.rank is {config.lora.rank}, but trainable is {config.trainable!r}: adapters go with adapters")
     ways = math.prod(mesh.shape[axis] for axis in sharding.mesh_axes_of("batch"))

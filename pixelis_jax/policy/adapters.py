@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from pixelis_jax.policy import quantization
 from pixelis_jax.policy.layers import Linear
 from pixelis_jax.policy.model import Qwen3VL
 from pixelis_jax.sharding import parameter_sharding
@@ -28,7 +29,9 @@ def init_adapters(model: Qwen3VL, key: jax.Array, mesh: Mesh | None = None) -> N
       key: of the draw; every adapter draws from a key of its own.
       mesh: where to place them; None leaves them on the default device.
     """
-    for number, (path, node) in enumerate(nnx.iter_graph(model)):
+    # Scales do not count, so that adapters beside a base in few bits draw what they draw beside any other.
+    nodes = ((path, node) for path, node in nnx.iter_graph(model) if not path or path[-1] != "kernel_scale")
+    for number, (path, node) in enumerate(nodes):
         if not isinstance(node, nnx.Param) or not is_adapter(path):
             continue
         placement = None if mesh is None else parameter_sharding(node, mesh)
@@ -42,6 +45,8 @@ def init_adapters(model: Qwen3VL, key: jax.Array, mesh: Mesh | None = None) -> N
 def merge_adapters(model: Qwen3VL) -> Qwen3VL:
     """Returns a model without adapters that computes the same: ``kernel + a b alpha / rank``.
 
+    A base in few bits is dequantised on the way: all kernels are in the format of the other parameters.
+
     Args:
       model: left as it is.
     """
@@ -49,7 +54,15 @@ def merge_adapters(model: Qwen3VL) -> Qwen3VL:
     for _, node in nnx.iter_graph(merged):
         if isinstance(node, Linear) and node.lora_a is not None and node.lora_b is not None:
             added = jnp.matmul(node.lora_a[...].astype(jnp.float32), node.lora_b[...].astype(jnp.float32)) * node.lora_scale
-            node.kernel.set_value((node.kernel[...].astype(jnp.float32) + added).astype(node.kernel.dtype))
-            node.lora_a = node.lora_b = None
+            node.kernel.set_value((_kernel(node) + added).astype(merged.precision.params))
+            node.lora_a = node.lora_b = node.kernel_scale = None
     merged.lora = None
     return merged
+
+
+def _kernel(linear: Linear) -> jax.Array:
+    """The float32 kernel ``[in, out]`` of a projection, or ``[layers, in, out]`` of a stack of them."""
+    if linear.kernel_scale is None:
+        return linear.kernel[...].astype(jnp.float32)
+    dequantize = jax.vmap(quantization.dequantize) if linear.kernel.ndim == 3 else quantization.dequantize
+    return dequantize(linear.kernel[...], linear.kernel_scale[...])

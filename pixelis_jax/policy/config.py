@@ -63,17 +63,21 @@ class Lora:
       rank: width of an adapter.
       alpha: an adapter's output is scaled by ``alpha / rank``.
       targets: projections that get one.
+      base: format of the kernels beside which adapters stand: that of the other parameters, or one of few bits (QLoRA,
+        `quantization`), in which they cannot be trained.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    base: Literal["", "int8", "int4"] = ""
 
     def __post_init__(self) -> None:
         known = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
         unknown = [name for name in self.targets if name not in known]
         _check(self.rank > 0, f"lora.rank must be positive, got {self.rank}")
         _check(not unknown, f"lora.targets: no projection {', '.join(unknown)} (known: {', '.join(known)})")
+        _check(self.base in ("", "int8", "int4"), f"lora.base is {self.base!r}, known are int8, int4, and '' for none")
 
     def rank_of(self, name: str) -> int:
         """Rank of the adapter of a projection; 0 for none."""

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pixelis_jax import sharding
+from pixelis_jax.policy import quantization
 from pixelis_jax.policy.config import Precision
 
 # Added to the scores of hidden keys. Finite, so that a row that sees nothing (padding) gives a finite result.
@@ -17,7 +18,11 @@ HIDDEN = -1e30
 
 
 class Linear(nnx.Module):
-    """Affine map over the last axis, ``[..., in] -> [..., out]``, with a low-rank adapter beside it where `lora` says so."""
+    """Affine map over the last axis, ``[..., in] -> [..., out]``, with a low-rank adapter beside it where `lora` says so.
+
+    The kernel is ``[in, out]``. With a `base` (one of `quantization.FORMATS`) it is stored in few bits, with ``kernel_scale``
+    ``[in / tile, out]`` beside it, and no gradient reaches it.
+    """
 
     def __init__(
         self,
@@ -31,9 +36,14 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         lora_rank: int = 0,
         lora_alpha: float = 0.0,
+        base: str = "",
     ):
         kernel = jax.random.normal(rngs.params(), (in_size, out_size), precision.params) * stddev
+        scale = None
+        if base:
+            kernel, scale = quantization.quantize(kernel, base)
         self.kernel = nnx.Param(kernel, logical_axes=axes)
+        self.kernel_scale = None if scale is None else nnx.Param(scale, logical_axes=axes)
         self.bias = nnx.Param(jnp.zeros(out_size, precision.params), logical_axes=axes[1:]) if bias else None
         # The second matrix starts at zero, so that an adapter changes nothing before it is trained.
         down = jax.random.normal(rngs.params(), (in_size, lora_rank), precision.params) * in_size**-0.5 if lora_rank else None
@@ -42,6 +52,7 @@ class Linear(nnx.Module):
         self.lora_b = None if down is None else nnx.Param(up, logical_axes=("lora", axes[1]))
         self.lora_scale = lora_alpha / max(lora_rank, 1)
         self.compute = precision.compute
+        self.axes = axes
 
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = x.shape[:-1]
@@ -50,7 +61,10 @@ class Linear(nnx.Module):
             # Two dimensions: XLA's CPU backend is up to three times slower on the gradients of a batched product. On a mesh, rows
             # and tokens stay apart, since a dimension that joins two split ones cannot itself be split.
             x = x.reshape(-1, x.shape[-1])
-        y = x @ self.kernel[...].astype(self.compute)
+        if self.kernel_scale is None:
+            y = x @ self.kernel[...].astype(self.compute)
+        else:
+            y = quantization.matmul(x, self.kernel[...], self.kernel_scale[...], self.axes)
         if self.bias is not None:
             y += self.bias[...].astype(self.compute)
         if self.lora_a is not None and self.lora_b is not None:

@@ -285,6 +285,7 @@ def _projection(config: TextConfig, precision: Precision, lora: Lora | None, rng
             rngs=rngs,
             lora_rank=lora.rank_of(name) if lora else 0,
             lora_alpha=lora.alpha if lora else 0.0,
+            base=lora.base if lora and lora.rank_of(name) else "",
         )
 
     return make

@@ -26,10 +26,12 @@ from safetensors.numpy import save_file
 from pixelis_jax.policy.adapters import init_adapters, is_adapter
 from pixelis_jax.policy.config import ConfigError, Execution, Lora, Precision, Qwen3VLConfig
 from pixelis_jax.policy.model import Qwen3VL
+from pixelis_jax.policy.quantization import quantize
 from pixelis_jax.sharding import parameter_sharding
 
 INDEX = "model.safetensors.index.json"
 Path = tuple[Hashable, ...]
+_SCALE = "kernel_scale"
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "F64": np.float64}
 
 
@@ -230,7 +232,8 @@ def load(
       dtype: number format of the parameters.
       compute_dtype: number format of the computation, `dtype` by default.
       execution: how the model is computed; layer by layer by default.
-      lora: adapters, which change nothing before they are trained; none by default.
+      lora: adapters, which change nothing before they are trained; none by default. A base in few bits is quantised tensor by
+        tensor, where it lives.
 
     Returns:
       The model.
@@ -249,7 +252,8 @@ def load(
     parameters, table = _parameters(model), weight_table(config, execution)
     expected = _published(parameters, table, config)
     _check_names(directory, expected, files)
-    placements = {path: None if mesh is None else parameter_sharding(parameter, mesh) for path, parameter in parameters.items()}
+    stored = _stored(model)
+    placements = {path: None if mesh is None else parameter_sharding(parameter, mesh) for path, parameter in stored.items()}
     stacks: dict[Path, jax.Array] = {}
     for file in sorted(set(files.values())):
         for name, array in _read_tensors(directory / file, [name for name in files if files[name] == file]):
@@ -259,15 +263,18 @@ def load(
             parameter, placement = parameters[entry.path], placements[entry.path]
             shape = parameter.shape if entry.row is None else parameter.shape[1:]
             value = entry.layout.read(array, shape).astype(dtype, copy=False)
-            if entry.row is None:
-                parameter.set_value(_to_device(value, placement))
-            else:
-                if entry.path not in stacks:
-                    stacks[entry.path] = jnp.zeros(parameter.shape, dtype, device=placement)
-                stacks[entry.path] = _set_row(stacks[entry.path], _to_device(value, _row_placement(placement)), entry.row)
-            del array, value
+            placed = _to_device(value, placement if entry.row is None else _row_placement(placement))
+            for path, part in _parts(entry.path, placed, stored, lora).items():
+                target, place = stored[path], placements[path]
+                if entry.row is None:
+                    target.set_value(part if place is None else jax.device_put(part, place))
+                else:
+                    if path not in stacks:
+                        stacks[path] = jnp.zeros(target.shape, target.dtype, device=place)
+                    stacks[path] = _set_row(stacks[path], part, entry.row)
+            del array, value, placed
     for path, stacked in stacks.items():
-        parameters[path].set_value(stacked)
+        stored[path].set_value(stacked)
     if lora is not None:
         init_adapters(model, jax.random.key(0), mesh)
     return model
@@ -277,18 +284,23 @@ def restack(model: Qwen3VL, execution: Execution | None = None, lora: Lora | Non
     """Returns the same weights for another `execution`, and with fresh adapters where `lora` asks for them.
 
     Args:
-      model: without adapters; its arrays are shared where nothing has to be stacked.
+      model: without adapters; its arrays are shared where nothing has to be stacked or quantised.
       execution: of the new model; layer by layer by default.
       lora: adapters of the new model.
+
+    Raises:
+      WeightsError: the model has a base in few bits.
     """
+    _check_plain(model)
     target = abstract_model(model.config, model.precision, execution, lora)
-    found, wanted = _parameters(model), _parameters(target)
+    found, wanted = _parameters(model), _stored(target)
     old, new = weight_table(model.config, model.execution), weight_table(model.config, execution)
     rows: dict[Path, dict[int | None, jax.Array]] = {}
     for name, entry in new.items():
         source = old[name]
         value = found[source.path][...]
-        rows.setdefault(entry.path, {})[entry.row] = value if source.row is None else value[source.row]
+        for path, part in _parts(entry.path, value if source.row is None else value[source.row], wanted, lora).items():
+            rows.setdefault(path, {})[entry.row] = part
     for path, parts in rows.items():
         wanted[path].set_value(parts[None] if None in parts else jnp.stack([parts[row] for row in range(len(parts))]))
     if lora is not None:
@@ -328,8 +340,9 @@ def save(
       extra_files: copied beside the weights, e.g. the tokenizer.
 
     Raises:
-      WeightsError: the directory exists and is not empty.
+      WeightsError: the directory exists and is not empty, or the model has a base in few bits.
     """
+    _check_plain(model)
     directory = epath.Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise WeightsError(f"{directory} already exists")
@@ -349,8 +362,29 @@ def save(
 
 
 def _parameters(model: Qwen3VL) -> dict[Path, nnx.Param]:
-    """The published parameters: all but adapters."""
+    """The published parameters: all but adapters and the scales of kernels in few bits."""
+    return {path: parameter for path, parameter in _stored(model).items() if path[-1] != _SCALE}
+
+
+def _stored(model: Qwen3VL) -> dict[Path, nnx.Param]:
+    """What stands for published tensors: all but adapters."""
     return {path: node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param) and not is_adapter(path)}
+
+
+def _parts(path: Path, value: jax.Array, stored: Mapping[Path, Any], lora: Lora | None) -> dict[Path, jax.Array]:
+    """What is stored for a parameter: the value itself, or values in few bits and their scale."""
+    scale_path = (*path[:-1], _SCALE)
+    if path[-1] != "kernel" or lora is None or scale_path not in stored:
+        return {path: value}
+    values, scale = quantize(value, lora.base)
+    return {path: values, scale_path: scale}
+
+
+def _check_plain(model: Qwen3VL) -> None:
+    if model.lora is not None and model.lora.base:
+        raise WeightsError(
+            f"the model's base is in {model.lora.base}, which is not what it was published in; merge_adapters gives one that is"
+        )
 
 
 def _locate(directory: epath.Path) -> dict[str, str]:

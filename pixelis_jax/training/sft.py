@@ -15,9 +15,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from pixelis_jax import losses, sharding
+from pixelis_jax.data.packing import PackedPlan, PackedSource
 from pixelis_jax.data.pipeline import Batch, BatchPlan, BatchSource, iterate
 from pixelis_jax.data.records import MERGE_UNIT, RecordSource
-from pixelis_jax.policy import AuxiliaryHeads, Qwen3VL, VisionInputs, patch_coordinates
+from pixelis_jax.policy import AuxiliaryHeads, ConfigError, Qwen3VL, VisionInputs, patch_coordinates
 from pixelis_jax.policy.adapters import is_adapter
 from pixelis_jax.training import loop
 from pixelis_jax.training.log_probs import token_log_probs
@@ -50,7 +51,7 @@ def train(
 
     Args:
       config: as `loop.run`, and ``data`` (path of the records), ``buckets`` (``tokens``, ``frames``,
-        ``tokens_per_batch``), ``mesh`` (`sharding.create_mesh`), ``operations`` (number of tools), ``loss``
+        ``tokens_per_batch``, ``pack``), ``mesh`` (`sharding.create_mesh`), ``operations`` (number of tools), ``loss``
         (``heads_weight``, ``beta``, ``iou_weight``, ``chunk``, ``vocab_chunk``), ``trainable`` (one of `TRAINABLE`),
         ``pixels`` (``mean``, ``std``, of three channels).
       workdir: the run's directory; a run that was stopped goes on.
@@ -64,7 +65,10 @@ def train(
     Raises:
       WorkdirError: the directory is another run's, or no work directory.
       RecordError: the data cannot be read, or an example fits into no bucket.
+      ConfigError: the model's base cannot be trained as `config.trainable` says, or the patch head would meet packed rows.
     """
+    check_base(config.trainable, model.lora.base if model.lora else "")
+    check_packing(config)
     mesh = sharding.create_mesh(**config.mesh)
     banned = np.isin(np.arange(model.config.text.vocab_size), banned_ids)
     key = jax.random.fold_in(jax.random.key(config.seed), _HEADS_STREAM)
@@ -76,20 +80,7 @@ def train(
     params, frozen = split_parameters(nnx.to_pure_dict(state), TRAINABLE[config.trainable])
     heads_graph, head_params = nnx.split(heads)
     source = RecordSource(data or config.data)
-    plan = BatchPlan(
-        source.sizes,
-        **config.buckets,
-        rows_multiple=math.prod(mesh.shape[axis] for axis in sharding.mesh_axes_of("batch")),
-        seed=config.seed,
-        batches=config.total_steps,
-    )
-    batches = BatchSource(
-        source,
-        plan,
-        patch_size=model.config.vision.patch_size,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
+    batches = plan_batches(source, config, mesh, model.config.vision.patch_size)
     phase = loop.Phase(
         name="sft",
         params=params,
@@ -102,6 +93,62 @@ def train(
     result = loop.run(phase, config, workdir, mesh)
     trained = join_parameters(result.state.params, result.state.frozen)
     return nnx.merge(graph, nnx.State(trained)), result
+
+
+def plan_batches(source: RecordSource, config: ConfigDict, mesh: jax.sharding.Mesh, patch_size: int) -> BatchSource:
+    """Plans the batches of a run.
+
+    Args:
+      source: the examples.
+      config: ``buckets``, ``seed`` and ``total_steps``.
+      mesh: rows are a multiple of the parts that it makes of a batch.
+      patch_size: side of a patch in pixels.
+
+    Returns:
+      This process's part of every batch, packed where ``buckets.pack`` says so.
+
+    Raises:
+      RecordError: an example fits into no bucket.
+    """
+    options: dict[str, Any] = {
+        **{name: config.buckets[name] for name in ("tokens", "frames", "tokens_per_batch")},
+        "rows_multiple": math.prod(mesh.shape[axis] for axis in sharding.mesh_axes_of("batch")),
+        "seed": config.seed,
+        "batches": config.total_steps,
+    }
+    part: dict[str, int] = {"process": jax.process_index(), "processes": jax.process_count()}
+    if config.buckets.pack:
+        return PackedSource(source, PackedPlan(source.sizes, **options), patch_size=patch_size, **part)
+    return BatchSource(source, BatchPlan(source.sizes, **options), patch_size=patch_size, **part)
+
+
+def check_packing(config: ConfigDict) -> None:
+    """Refuses packed rows where something reads one example a row.
+
+    Args:
+      config: ``buckets.pack`` and ``loss.patches_weight``.
+
+    Raises:
+      ConfigError: the patch head, which reads the first frame of a row, is asked too.
+    """
+    if config.buckets.pack and config.loss.patches_weight:
+        raise ConfigError(
+            f"buckets.pack needs loss.patches_weight 0, got {config.loss.patches_weight}: the patch head reads one example a row"
+        )
+
+
+def check_base(trainable: str, base: str) -> None:
+    """Refuses to train what is stored in few bits.
+
+    Args:
+      trainable: one of `TRAINABLE`.
+      base: of `policy.Lora`.
+
+    Raises:
+      ConfigError: more than the adapters is to be trained.
+    """
+    if base and trainable != "adapters":
+        raise ConfigError(f"lora.base is {base!r}, but trainable is {trainable!r}: kernels in few bits are frozen")
 
 
 def state_shardings(params: nnx.State, heads: nnx.State, mesh: jax.sharding.Mesh, trainable: str) -> dict[str, PyTree]:

@@ -107,6 +107,7 @@ def test_a_compiler_that_dies_is_reported_in_one_line(run, tmp_path, monkeypatch
         ("model=qwen4", "no model 'qwen4' (known: qwen3_vl_2b"),
         ("programs=('sft','dream')", "no program 'dream' (known: sft, reference"),
         ("trainable=adapters", "lora.rank is 0, but trainable is 'adapters'"),
+        ("lora.base=int8", "lora.base is 'int8', but trainable is 'all'"),
         ("train.rows=9", "train.rows is 9, no multiple of the 8 parts"),
         ("execution.remat=some", "execution.remat is 'some'"),
     ],

@@ -97,6 +97,13 @@ def test_sft_stops_moves_goes_on_and_ends_in_a_model(run, refused, sft, base, en
     )
 
 
+def test_adapters_beside_a_base_in_few_bits_on_packed_rows_end_in_a_model(run, sft, base):
+    changes = ("trainable=adapters", "lora.rank=2", "lora.base=int8", "buckets.pack=true", "optimizer.warmup_steps=0")
+    assert run("train", sft, "--workdir=a", *(f"--config.{change}" for change in changes))[0] == 0
+    assert steps("a") == [1, 2, 3] and not same(parameters("a"), parameters(str(base)))
+    assert {str(leaf.dtype) for leaf in parameters("a")} == {"float32"}
+
+
 def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr("pixelis_jax.data.look.tiny_encoder", lambda: encoder)
     (tmp_path / "look.py").write_text(LOOK)
@@ -114,6 +121,12 @@ def test_look_starts_from_a_new_policy(run, encoder, tmp_path, monkeypatch):
         ("Missing value", ["--config.total_steps"]),
         ("warmup_steps (1)", ["--config.total_steps=1"]),
         ("log_every must be at least 1", ["--config.log_every=0"]),
+        ("buckets.pack needs loss.patches_weight 0, got 0.5", ["--config.buckets.pack=true", "--config.loss.patches_weight=0.5"]),
+        ("lora.base is 'int8', but trainable is 'all'", ["--config.lora.base=int8"]),
+        (
+            "lora.base is 'nf3', known are int8, int4",
+            ["--config.trainable=adapters", "--config.lora.rank=4", "--config.lora.base=nf3"],
+        ),
         ("phase is 'rft', expected one of look, sft", ["--config.phase=rft"]),
         ("seed must be a whole number in 0 .. 2^32 - 1, got -1", ["--config.seed=-1"]),
         ("seed must be a whole number in", [f"--config.scenes.seed={2**32}"]),

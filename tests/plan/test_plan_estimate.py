@@ -67,7 +67,7 @@ def test_refusals_of_the_compiler(message, needed):
 
 
 def says(needed, **facts):
-    options = {"remat": "full", "attention": "splash", "params": "bfloat16", "lora": 0} | facts.pop("options", {})
+    options = {"remat": "full", "attention": "splash", "params": "bfloat16", "lora": 0, "base": ""} | facts.pop("options", {})
     mesh = {"data": 1, "fsdp": 8, "tensor": 1, "context": 1, "expert": 1} | facts.pop("mesh", {})
     facts = {"name": "sft", "rows": 32, "mesh": mesh, "options": options} | facts
     return "\n".join(advice(SLICE, needed, facts))
@@ -83,6 +83,8 @@ def test_advice_where_the_state_is_too_large():
     assert "adapters" in said and "bfloat16" in said and "fewer rows" not in said
     # 26 GiB are needed.
     assert "v4 (30.8 GiB), v5p (95.7 GiB), v6e (31.2 GiB)" in said
+    assert "lora.base" in says(memory(parameters=24, temporaries=2), options={"lora": 8})
+    assert "lora.base" not in says(memory(parameters=24, temporaries=2), options={"lora": 8, "base": "int8"})
     assert "copied 4 times" in says(memory(parameters=24, temporaries=2), mesh={"data": 4, "fsdp": 2})
     assert "adapters" not in says(memory(parameters=24, temporaries=2), name="decode")
     assert "fewer sample.slots" in says(memory(parameters=4, cache=20, temporaries=2), name="decode")

@@ -97,7 +97,7 @@ def make_config(data: object, **changes: object) -> ConfigDict:
             "total_steps": 120,
             "data": str(data),
             "operations": 6,
-            "buckets": {"tokens": (32,), "frames": (1, 2), "tokens_per_batch": 128},
+            "buckets": {"tokens": (32,), "frames": (1, 2), "tokens_per_batch": 128, "pack": False},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "loss": {"heads_weight": 0.5, "patches_weight": 0.0, "beta": 0.1, "iou_weight": 0.5, "chunk": 16, "vocab_chunk": 512},
             "trainable": "all",
