@@ -4,6 +4,7 @@
   pixelis bench tools --scenes=24 --json=tools.json
   pixelis bench scenes --split=test --first=100000 --scenes=60
   pixelis bench policy --work=train_10m --work=useful --stages
+  pixelis bench rollout --work=decode_1m_16 --work=constant --trace=rollout.trace.json
 
 `tools`: processor time and correctness of every tool on drawn scenes over real photographs, one thread, models loaded,
 nothing remembered. A call's budget is 30 ms in the median and 150 ms at the 95th percentile. Intervals are Wilson's
@@ -16,6 +17,10 @@ same size anywhere, and with boxes around the whole medium. `--scenes` are per f
 weights, same work, same threads, taking turns in processes of their own. Ratios of their time to ours, medians over
 `--repetitions` with 95 % bootstrap intervals, and peak memory above what weights and libraries take. `--stages` says where a
 step's time goes.
+
+`rollout`: decoding against `generate` of transformers, in the same way; and the agent's loop over a simulated device and
+simulated tools, which says what share of the time is lost to waiting. `--trace` writes the spans of the simulations for
+https://ui.perfetto.dev.
 
 Exit status: 0 measured, 1 a measurement failed, 2 bad input.
 """
@@ -34,7 +39,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("tools", "scenes", "policy")
+BENCHMARKS = ("tools", "scenes", "policy", "rollout")
 MEDIAN_BUDGET_MS = 30.0
 P95_BUDGET_MS = 150.0
 
@@ -47,10 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", metavar="N", type=int, default=0, help="`scenes`: index of the first scene (default: 0)")
     parser.add_argument("--chain", metavar="NAME", action="append", help="`scenes`: only this chain, may be repeated")
     parser.add_argument("--workers", metavar="N", type=int, default=2, help="`scenes`: processes (default: 2)")
-    parser.add_argument("--work", metavar="NAME", action="append", help="`policy`: only this work, may be repeated")
-    parser.add_argument("--repetitions", metavar="N", type=int, default=9, help="`policy`: turns of each side (default: 9)")
-    parser.add_argument("--threads", metavar="N", type=int, help="`policy`: of each side (default: one a processor)")
+    parser.add_argument("--work", metavar="NAME", action="append", help="`policy`, `rollout`: only this work, may be repeated")
+    parser.add_argument("--repetitions", metavar="N", type=int, default=9, help="turns of each side (default: 9)")
+    parser.add_argument("--threads", metavar="N", type=int, help="of each side (default: one a processor)")
     parser.add_argument("--stages", action="store_true", help="`policy`: also time the parts of a train step")
+    parser.add_argument("--trace", metavar="FILE", type=Path, help="`rollout`: write the spans of the simulations there")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure there")
 
 
@@ -63,8 +69,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--scenes must be at least 1")
     if args.json is not None:
         check_output_file("--json", args.json)
-    if args.name == "policy":
-        return _compare_policy(args)
+    if args.trace is not None:
+        check_output_file("--trace", args.trace)
+    if args.name in ("policy", "rollout"):
+        return _compare(args)
     rows, text = _measure_tools(args) if args.name == "tools" else _measure_scenes(args)
     print(text)
     settings = {"scenes": args.scenes} | ({"split": args.split, "first": args.first} if args.name == "scenes" else {})
@@ -115,49 +123,80 @@ def _measure_scenes(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str
     return rows, "\n".join(lines)
 
 
-def _compare_policy(args: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace) -> int:
     from pixelis_jax.commands.errors import UserError
+    from pixelis_jax.speed.duel import ContestantError, compare
+    from pixelis_jax.speed.results import make_row, stage_table, table
+    from pixelis_jax.speed.work import DECODING, WORKS, count_parameters
+    from pixelis_jax.workdir import describe_environment
+    from tools_host.registry import did_you_mean
 
+    works, simulations = (WORKS, []) if args.name == "policy" else (DECODING, _simulation_names())
+    known = [*works, *simulations]
+    if unknown := set(args.work or ()) - set(known):
+        name = sorted(unknown)[0]
+        raise UserError(f"--work: no work {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+    names = args.work or known
     missing = [package for package in ("torch", "transformers") if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing and set(names) & works.keys():
         raise UserError(
-            f"bench policy measures against transformers and torch, and {' and '.join(missing)} is not installed here; "
-            "`make .venv-oracle/.installed` makes an environment that has both: .venv-oracle/bin/pixelis bench policy"
+            f"bench {args.name} measures against transformers and torch, and {' and '.join(missing)} is not installed here; "
+            f"`make .venv-oracle/.installed` makes an environment that has both: .venv-oracle/bin/pixelis bench {args.name}"
         )
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = processors if args.threads is None else args.threads
     if args.repetitions < 2 or not 1 <= threads <= processors:
         raise UserError(f"--repetitions must be at least 2, --threads from 1 to {processors}")
-    from pixelis_jax.speed.duel import ContestantError, compare
-    from pixelis_jax.speed.results import make_row, stage_table, table
-    from pixelis_jax.speed.work import WORKS, count_parameters
-    from pixelis_jax.workdir import describe_environment
 
-    names = args.work or list(WORKS)
-    if unknown := set(names) - set(WORKS):
-        raise UserError(f"--work: no work {sorted(unknown)[0]!r} (known: {', '.join(WORKS)})")
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
-    for name in names:
+    for name in (name for name in names if name in works):
         print(f"measuring {name} ({args.repetitions} turns each)", file=sys.stderr, flush=True)
-        stages = args.stages and WORKS[name].task == "train"
+        stages = args.stages and works[name].task == "train"
         try:
-            comparison = compare(WORKS[name], repetitions=args.repetitions, threads=threads, stages=stages)
+            comparison = compare(works[name], repetitions=args.repetitions, threads=threads, stages=stages)
         except ContestantError as error:
             print(f"pixelis: {error}", file=sys.stderr)
             return 1
-        rows.append(make_row(name, WORKS[name], comparison, count_parameters(WORKS[name].model)))
+        rows.append(make_row(name, works[name], comparison, count_parameters(works[name].model)))
         versions |= comparison.versions
-    print(table(rows))
+    if rows:
+        print(table(rows))
     if args.stages:
         print(stage_table(rows))
+    simulated = _simulate(args, [name for name in names if name in simulations])
     environment = describe_environment(seed=0)
     kept = {name: environment[name] for name in ("seed", "commit", "machine", "python")}
     settings = {"repetitions": args.repetitions, "threads": threads, "processors": processors}
     record = {"study": "bench", "command": " ".join(sys.argv), "config_diff": {}, **kept, "versions": versions, **settings}
-    _write(args, record | {"wall_time_s": round(time.monotonic() - started), "rows": rows})
+    _write(args, record | {"wall_time_s": round(time.monotonic() - started), "rows": rows, "simulated": simulated})
     return 0
+
+
+def _simulation_names() -> list[str]:
+    from pixelis_jax.speed.simulated import SIMULATIONS
+
+    return list(SIMULATIONS)
+
+
+def _simulate(args: argparse.Namespace, names: list[str]) -> list[dict[str, Any]]:
+    from pixelis_jax.commands.models import SHIPPED
+    from pixelis_jax.encoding import Encoder
+    from pixelis_jax.rollout.tracing import Tracer
+    from pixelis_jax.speed import simulated
+
+    rows = []
+    for name in names:
+        print(f"simulating {name}", file=sys.stderr, flush=True)
+        tracer = Tracer(on=True)
+        setting = simulated.SIMULATIONS[name]
+        rows.append({"name": name, **simulated.simulate(setting, Encoder.load(SHIPPED / "tiny_base"), tracer)})
+        if args.trace is not None:
+            tracer.save(args.trace if len(names) == 1 else args.trace.with_stem(f"{args.trace.stem}-{name}"))
+    if rows:
+        print(simulated.table(rows))
+    return rows
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

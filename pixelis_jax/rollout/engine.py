@@ -318,6 +318,11 @@ class Engine:
         self.begin()
         return self.finish()
 
+    def prefill(self) -> None:
+        """Computes what waits, and waits for it: what `begin` would do first."""
+        self._flush()
+        jax.block_until_ready(self._slots.logits)
+
     def begin(self) -> None:
         """Hands the device what waits and a block of decoding, and does not wait for it."""
         self._flush()

@@ -42,6 +42,8 @@ def make_row(name: str, work: Work, comparison: Comparison, parameters: int) -> 
         "at_most_memory": work.at_most_memory,
         "light": light,
         "values": comparison.values,
+        "roofline": comparison.roofline,
+        "roofline_share": max(comparison.roofline.values()) / medians["ours"] if comparison.roofline else None,
         "stages": comparison.stages,
     }
 
@@ -61,6 +63,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         if row["light"] is not None:
             most = f"<= {row['at_most_memory']:g}{'' if row['light'] else ' !'}"
             line += f"{most:>9}"
+        if row["roofline_share"] is not None:
+            line += f"  {100 * row['roofline_share']:.0f} % of the roofline"
         lines.append(line)
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pixelis_jax import policy
 from pixelis_jax.data import packing
 from pixelis_jax.data.pipeline import Batch, make_batch
 from pixelis_jax.data.records import MERGE_UNIT, EncodedExample
@@ -30,12 +31,13 @@ class Work:
     Attributes:
       title: for the table.
       task: ``train``: forward, backward, clipping and AdamW; ``prefill``: forward into a key-value cache, and the logits of the
-        last token.
+        last token; ``decode``: one greedy token of each example behind its prompt, the mean of `new_tokens`.
       model: architecture of both.
       lengths: tokens of each example.
       grids: (height, width) in patches of each example's images.
       weighted: share of each example's tokens, its last ones, that are imitated; 1: all.
       packed: ours packs examples into rows; theirs is padded, one example a row.
+      new_tokens: decoded behind each prompt.
       at_least: the goal: theirs' time over ours.
       at_most_memory: the goal: our peak memory over theirs.
     """
@@ -47,13 +49,14 @@ class Work:
     grids: tuple[tuple[Grid, ...], ...]
     weighted: float = 1.0
     packed: bool = False
+    new_tokens: int = 0
     at_least: float
     at_most_memory: float | None = None
 
     @property
     def tokens(self) -> int:
-        """Tokens of all examples, without padding."""
-        return sum(self.lengths)
+        """Tokens of all examples, without padding; of a decoding step, one an example."""
+        return len(self.lengths) if self.task == "decode" else sum(self.lengths)
 
     @property
     def padded_tokens(self) -> int:
@@ -168,6 +171,28 @@ _RAGGED: tuple[tuple[int, tuple[Grid, ...]], ...] = (
     (44, ()),
 )
 
+
+def _decoding(name: str, model: Qwen3VLConfig, rows: int, at_least: float) -> Work:
+    return Work(
+        title=f"decode, {name}, batch {rows}",
+        task="decode",
+        model=model,
+        lengths=(128,) * rows,
+        grids=((),) * rows,
+        new_tokens=64,
+        at_least=at_least,
+    )
+
+
+_ONE = policy.tiny(vocab_size=2048)
+_SIX = dataclasses.replace(
+    _ONE,
+    text=dataclasses.replace(
+        _ONE.text, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4
+    ),
+    vision=dataclasses.replace(_ONE.vision, out_hidden_size=256),
+)
+
 WORKS = {
     "train_10m": Work(
         title="train step, 10 M, equal dense work",
@@ -213,4 +238,11 @@ WORKS = {
         at_most_memory=0.5,
     ),
 }
-"""Name -> comparison."""
+"""Name -> comparison, of `pixelis bench policy`."""
+
+DECODING = {
+    f"decode_{size}_{rows}": _decoding(name, model, rows, at_least)
+    for size, name, model in (("1m", "1.25 M", _ONE), ("6m", "6 M", _SIX))
+    for rows, at_least in ((1, 5.0), (16, 2.5), (64, 2.0))
+}
+"""Name -> comparison, of `pixelis bench rollout`."""
