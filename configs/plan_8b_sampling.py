@@ -16,6 +16,5 @@ def get_config() -> ConfigDict:
     config.programs = ("prefill", "decode")
     config.mesh.update({"data": -1, "fsdp": 1, "tensor": 8})
     config.precision.params = "bfloat16"
-    config.execution.scan_layers = False  # a stacked cache would be copied for every token
     config.sample.update({"slots": 256, "prefill_rows": 32, "prefill_tokens": 1024})
     return config

@@ -11,7 +11,8 @@ from pixelis_jax.data.captions import INKS, Ink, LookSample
 from pixelis_jax.data.records import EncodedExample
 from pixelis_jax.data.scenes.scene import BoxF
 from pixelis_jax.encoding import Encoder, Thumbnail
-from pixelis_jax.trajectory import ACTION_ROLES, Role, Trajectory, render_prompt, render_trajectory, render_turn
+from pixelis_jax.policy import mrope_positions
+from pixelis_jax.trajectory import ACTION_ROLES, Role, TokenRecord, Trajectory, render_prompt, render_trajectory, render_turn
 from pixelis_jax.trajectory.rendering import Segment, ToolsMode, VisionSegment
 from tools_host.protocol import Media, ToolCall
 
@@ -112,22 +113,59 @@ def _example(
     table = np.zeros(max(Role) + 1, np.float32)
     table[list(weights)] = list(weights.values())
     mask = np.isin(chunk.roles, ACTION_ROLES) & np.append(imitated, False)[chunk.turns]
-    shown = [segment for segment in segments if isinstance(segment, VisionSegment)]
-    side = max((max(thumbnail.frames.shape[1:3]) for thumbnail in thumbnails.values()), default=0)
-    frames = np.zeros((len(shown), encoder.processing.temporal_patch_size, side, side, 3), np.uint8)
-    for frame, segment in zip(frames, shown, strict=True):
-        pair = encoder.pair(thumbnails[segment.media], segment.frame)
-        frame[:, : pair.shape[1], : pair.shape[2]] = pair
+    shown = [(segment.media, segment.frame) for segment in segments if isinstance(segment, VisionSegment)]
     return {
         "ids": chunk.ids,
         "roles": chunk.roles,
         "weights": (table[chunk.roles] * mask).astype(np.float32),
         "positions": chunk.positions,
-        "visual_index": np.where(chunk.visual_index >= 0, np.cumsum(chunk.visual_index >= 0) - 1, -1).astype(np.int32),
-        "thumbs": frames,
+        "visual_index": _count_visual(chunk.visual_index >= 0),
+        "thumbs": _frames(shown, thumbnails, encoder),
         "grid": chunk.grid,
         **_targets(chunk.roles, chunk.turns, calls),
     }
+
+
+def encode_record(record: TokenRecord, thumbnails: Mapping[int, Thumbnail], encoder: Encoder) -> EncodedExample:
+    """A sampled episode as an encoded example, its tokens as they were sampled.
+
+    Args:
+      record: Of the episode.
+      thumbnails: What the model saw of each medium.
+      encoder: Of the policy that will be trained.
+
+    Returns:
+      The arrays of `records.FIELDS`; sampled tokens weigh 1, forced ones nothing, and the heads have nothing to say.
+    """
+    shown = [(int(media), int(frame)) for _, _, media, frame in record.media_spans]
+    grids = [(1, *thumbnails[media].shown.grid[1:]) for media, _ in shown]
+    visual = np.zeros(len(record.ids), bool)
+    for start, end, _, _ in record.media_spans:
+        visual[start:end] = True
+    return {
+        "ids": record.ids,
+        "roles": record.roles,
+        "weights": (np.isin(record.roles, ACTION_ROLES) & ~record.forced).astype(np.float32),
+        "positions": mrope_positions(record.ids, grids, encoder.model)[0],
+        "visual_index": _count_visual(visual),
+        "thumbs": _frames(shown, thumbnails, encoder),
+        "grid": np.asarray([grid[1:] for grid in grids], np.int32).reshape(-1, 2),
+        **_targets(record.roles, np.full(len(record.ids), -1), ()),
+    }
+
+
+def _count_visual(visual: np.ndarray) -> np.ndarray:
+    return np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32)
+
+
+def _frames(shown: Sequence[tuple[int, int]], thumbnails: Mapping[int, Thumbnail], encoder: Encoder) -> np.ndarray:
+    """Pixels of (medium, frame pair), padded to a square, uint8 `[F, 2, S, S, 3]`."""
+    side = max((max(thumbnail.frames.shape[1:3]) for thumbnail in thumbnails.values()), default=0)
+    frames = np.zeros((len(shown), encoder.processing.temporal_patch_size, side, side, 3), np.uint8)
+    for frame, (media, index) in zip(frames, shown, strict=True):
+        pair = encoder.pair(thumbnails[media], index)
+        frame[:, : pair.shape[1], : pair.shape[2]] = pair
+    return frames
 
 
 def _pointed(example: EncodedExample, boxes: Sequence[BoxF], inks: Sequence[Ink], encoder: Encoder) -> dict[str, np.ndarray]:

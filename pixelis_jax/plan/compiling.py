@@ -85,7 +85,7 @@ def describe(name: str, config: ConfigDict, mesh: Mesh, slice_: Topology) -> dic
     arguments = {kind: _bytes_a_chip(tree) for kind, tree in program.arguments.items()}
     compiled = None
     if executable is not None:
-        compiled = dataclasses.asdict(costs.measure(hlo.parse(executable.as_text() or ""), program.work.turns))
+        compiled = dataclasses.asdict(costs.measure(hlo.parse(executable.as_text() or ""), program.loops))
         memory = _memory(arguments, executable.memory_analysis())
     else:
         rest = max(needed - sum(arguments.values()), 0)

@@ -6,7 +6,7 @@ XLA's own `cost_analysis` counts the body of a loop once; here it counts as ofte
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pixelis_jax.plan.hlo import Array, Computation, Instruction, Module, fused, nested
 from pixelis_jax.plan.loops import executions
@@ -52,12 +52,12 @@ class Costs:
     unknown_loops: int
 
 
-def measure(module: Module, turns: int = 1) -> Costs:
+def measure(module: Module, turns: Sequence[int] = (1,)) -> Costs:
     """Adds up a module.
 
     Args:
       module: compiled for one chip of many.
-      turns: of loops whose trip count depends on data.
+      turns: of loops whose trip count depends on data, as in `executions`.
 
     Returns:
       Its costs.

@@ -23,14 +23,15 @@ class Execution:
     times: int
 
 
-def executions(module: Module, turns: int = 1) -> tuple[list[Execution], list[str]]:
+def executions(module: Module, turns: Sequence[int] = (1,)) -> tuple[list[Execution], list[str]]:
     """Lists the computations that run, once for each place that they are called from.
 
     A fusion is one instruction of its caller and does not appear. Every branch of a conditional counts.
 
     Args:
       module: the module.
-      turns: how often the body of a loop counts whose trip count does not follow from the text, because it depends on data.
+      turns: how often the body of a loop counts whose trip count does not follow from the text, because it depends on data: of
+        an outer one, of one inside it, and so on; the last holds for all that lie deeper.
 
     Returns:
       The executions, and the names of those loops.
@@ -38,21 +39,21 @@ def executions(module: Module, turns: int = 1) -> tuple[list[Execution], list[st
     found: list[Execution] = []
     unknown: list[str] = []
 
-    def visit(scope: _Scope, times: int) -> None:
+    def visit(scope: _Scope, times: int, depth: int) -> None:
         found.append(Execution(scope.computation, times))
         for instruction in scope.computation.instructions.values():
             if instruction.opcode == "while":
-                trips = _trip_count(instruction, scope)
+                trips, inner = _trip_count(instruction, scope), depth
                 if trips is None:
                     unknown.append(instruction.name)
-                    trips = turns
+                    trips, inner = turns[min(depth, len(turns) - 1)], depth + 1
                 if trips:
-                    visit(scope.loop(instruction, "body"), times * trips)
+                    visit(scope.loop(instruction, "body"), times * trips, inner)
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for name in instruction.called:
-                    visit(_Scope(module, module.computations[name]), times)
+                    visit(_Scope(module, module.computations[name]), times, depth)
 
-    visit(_Scope(module, module.computations[module.entry]), 1)
+    visit(_Scope(module, module.computations[module.entry]), 1, 0)
     return found, unknown
 
 

@@ -43,13 +43,15 @@ class Program:
       lower: gives the `jax.stages.Lowered`; to be called with the mesh as that of the context (`loop.on_mesh`).
       arguments: the arguments by kind (``parameters``, ``optimizer``, ``cache``, ``inputs``), trees of `jax.ShapeDtypeStruct`
         with shardings.
-      work: what one step computes; ``work.turns`` is also how often the program's loops turn whose length depends on data.
+      work: what one step computes.
+      loops: how often those loops turn whose length depends on data, from the outermost to the innermost.
     """
 
     step: str
     lower: Callable[[], jax.stages.Lowered]
     arguments: Mapping[str, PyTree]
     work: Work
+    loops: tuple[int, ...] = (1,)
 
 
 def model_config(config: ConfigDict) -> policy.Qwen3VLConfig:
@@ -180,6 +182,7 @@ def _prefill(config: ConfigDict, mesh: Mesh) -> Program:
         lower=lambda: slots_lib.prefill.lower(graph, params, state, batch),
         arguments={"parameters": params, "cache": state, "inputs": batch},
         work=Work(rows=rows, tokens=tokens, cached=sample.capacity, frames=frames, patches=config.patches, scored=1),
+        loops=(_pages(config),),
     )
 
 
@@ -196,6 +199,7 @@ def _decode(config: ConfigDict, mesh: Mesh) -> Program:
         lower=lambda: slots_lib.decode.lower(graph, params, state, active, banned, stops, **options),
         arguments={"parameters": params, "cache": state, "inputs": [active, banned, stops]},
         work=Work(rows=slots, tokens=1, cached=config.sample.capacity, scored=1, turns=block),
+        loops=(block, _pages(config)),
     )
 
 
@@ -302,6 +306,11 @@ def _batch(config: ConfigDict, mesh: Mesh) -> Batch:
         "span_valid": ((calls,), jnp.bool_),
     }
     return Batch(**_by_row(train.rows, shapes, mesh), weighted=train.weighted)
+
+
+def _pages(config: ConfigDict) -> int:
+    """Pages of a full cache."""
+    return -(-config.sample.capacity // config.sample.page)
 
 
 def _slots(config: ConfigDict, mesh: Mesh) -> slots_lib.Slots:

@@ -28,6 +28,7 @@ from pixelis_jax.trajectory import (
     Example,
     Final,
     PolicyInfo,
+    Source,
     Step,
     TokenRecord,
     ToolInfo,
@@ -189,6 +190,7 @@ class Agent:
         self._limits = limits or EpisodeLimits()
         self._policies = {engine.version: policy}
         self._on_step, self._tracer = on_step, tracer or Tracer()
+        _episode_key(Request(example=_NOBODY))  # compiles what makes a key, before the first episode waits for it
         tools.load()
         self._schemas = tools.schemas()
         self._versions = {name: ToolInfo(**fields) for name, fields in tools.tool_versions().items()}
@@ -465,6 +467,7 @@ class Agent:
         return Episode(request=request, trajectory=trajectory, tokens=tokens)
 
 
+_NOBODY = Example(id="", question="", media=(), verifier="exact", truth="", source=Source(dataset=""))
 _NARROWS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 

@@ -141,7 +141,7 @@ class Engine:
         tool_open_id: int,
         patch_bucket: int,
         block: int = 32,
-        prefill_rows: int = 4,
+        prefill_rows: int = 2,
         buckets: Sequence[tuple[int, int]] = BUCKETS,
         page: int = 256,
         byte_budget: int | None = None,
@@ -160,7 +160,8 @@ class Engine:
           tool_open_id: The token that opens a call, banned on request of a slot.
           patch_bucket: S, patches that a frame is padded to.
           block: Most tokens decoded before the host looks.
-          prefill_rows: R, chunks that one prefill takes, a multiple of the parts that a mesh makes of a batch.
+          prefill_rows: R, chunks that one prefill takes, a multiple of the parts that a mesh makes of a batch. It does not depend
+            on the slots, so that an episode is the same among many and alone, up to rounding.
           buckets: (tokens, frames) that one prefill takes of a chunk.
           page: Tokens of the cache that attention reads at a time.
           byte_budget: Most bytes of the slots on all devices together.
@@ -181,7 +182,7 @@ class Engine:
         self._config = model.config
         self._mesh, self._tracer = mesh, tracer or Tracer()
         self._buckets = sorted(buckets, key=lambda bucket: bucket[0] + bucket[1] * patch_bucket)
-        self._tool_open_id, self._block, self._rows = tool_open_id, block, min(prefill_rows, slots)
+        self._tool_open_id, self._block, self._rows = tool_open_id, block, prefill_rows
         self.patch_bucket, self.capacity, self.slots = patch_bucket, capacity, slots
         self.counters = Counters()
         self.cache_bytes = 0

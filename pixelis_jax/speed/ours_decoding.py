@@ -65,7 +65,7 @@ class Contestant:
         return {"rows": len(self._prompts), "tokens": len(self._prompts) * self._work.new_tokens}
 
     def roofline(self) -> dict[str, float]:
-        """Seconds that a decoding step takes at least here, by the speed of a large matrix product, and of reading so many bytes."""
+        """Seconds that a decoding step takes at least: by the speed of a matrix product, and of reading so many bytes."""
         parameters, rows = count_parameters(self._work.model), len(self._prompts)
         read = 4 * parameters + self._engine.cache_bytes
         return {"compute": 2 * parameters * rows / _matmul_speed(), "memory": read / _read_speed(read)}

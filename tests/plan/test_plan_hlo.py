@@ -79,7 +79,7 @@ def test_a_loop_that_depends_on_data_counts_once_and_is_named():
     module = hlo.parse(LOOP.format(start=0, end=36, step=1, test=test, known=""))
     runs, unknown = loops.executions(module)
     assert unknown == ["loop"] and [(run.computation.name, run.times) for run in runs] == [("main", 1), ("body", 1)]
-    once, often = costs.measure(module), costs.measure(module, turns=32)
+    once, often = costs.measure(module), costs.measure(module, turns=(32,))
     assert once.unknown_loops == 1 and once.hbm_bytes > 0 and often.hbm_bytes == 32 * once.hbm_bytes
 
 
