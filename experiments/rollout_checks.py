@@ -133,10 +133,11 @@ def check_episodes(args: argparse.Namespace) -> dict[str, Any]:
     requests = [_request(example, sample=n) for example in examples for n in range(8)][: args.episodes]
     engine = make_engine(loaded.model, loaded.encoder, slots=args.slots, capacity=loaded.encoder.prompt.context)
     engine.warm_up()
-    compilations = Compilations()
     with WorkerPool(tools, workers=1) as pool:
+        agent = Agent(engine, loaded.encoder, pool, tools)
+        compilations = Compilations()
         began = time.monotonic()
-        episodes = list(Agent(engine, loaded.encoder, pool, tools).run(requests))
+        episodes = list(agent.run(requests))
         seconds = time.monotonic() - began
     compiled = compilations.count
     prompts = {episode.request.example.id: _lengths(episode)[0] for episode in episodes}

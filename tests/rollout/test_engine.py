@@ -188,3 +188,176 @@ def test_limits_are_reported(engine: Engine) -> None:
     with pytest.raises(CacheFullError, match=f"context of {CAPACITY}"):
         engine.submit(chunk(np.random.default_rng(6), CAPACITY), options(0))
     assert engine.free_slots == engine.slots
+
+
+def episode(engine: Engine, slot: int) -> engine_lib.BlockResult:
+    result = turn(engine, slot)
+    engine.release(slot)
+    return result
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_samples_of_a_prompt_share_its_prefill_and_are_what_they_would_be_alone(model: policy.Qwen3VL, slots: int) -> None:
+    """Groups of 5 on fewer slots: a later sample starts from a slot that still holds the prompt, running or free."""
+    rng = np.random.default_rng(8)
+    prompts = [chunk(rng, 9, frames=1), chunk(rng, 6)]
+    alone = [[play(make_engine(model, slots=slots), prompt, options(seed)) for seed in range(5)] for prompt in prompts]
+    engine = make_engine(model, slots=slots)
+    waiting = [(prompt, seed) for prompt in (0, 1) for seed in range(5)]
+    running: dict[int, tuple[int, int]] = {}
+    found: dict[tuple[int, int], np.ndarray] = {}
+    while waiting or running:
+        while waiting and engine.free_slots:
+            prompt, seed = waiting.pop(0)
+            running[engine.submit(prompts[prompt], options(seed))] = prompt, seed
+        for result in engine.step():
+            found[running.pop(result.slot)] = result.ids
+            engine.release(result.slot)
+    for prompt in (0, 1):
+        for seed in range(5):
+            np.testing.assert_array_equal(found[prompt, seed], alone[prompt][seed])
+    counters = engine.counters
+    assert counters.prefill_tokens == sum(len(prompt.ids) for prompt in prompts)
+    assert counters.prompt_tokens == 5 * counters.prefill_tokens == counters.prefill_tokens + counters.shared_tokens
+    assert len({ids.tobytes() for ids in found.values()}) > 4, "equal samples would show nothing"
+
+
+def test_a_prompt_is_not_lost_while_another_takes_its_slot(model: policy.Qwen3VL) -> None:
+    rng = np.random.default_rng(9)
+    first, second = chunk(rng, 9), chunk(rng, 6)
+    expected = [play(make_engine(model), prompt, options(1)) for prompt in (first, second, first)]
+    engine = make_engine(model, slots=2)
+    play(engine, first, options(3))
+    play(engine, second, options(3))
+    # Nothing has been handed to the device when the slot that holds `first` is taken for `second`, and that of `second` for `first`.
+    slots = [engine.submit(prompt, options(1)) for prompt in (first, second)]
+    for slot, ids in zip(slots, expected, strict=False):
+        np.testing.assert_array_equal(turn(engine, slot).ids if slot in engine._decoding or engine._pending else ids, ids)
+
+
+def test_an_episode_ends_on_the_weights_it_began_with(model: policy.Qwen3VL) -> None:
+    graph, state = nnx.split(model)
+    other = nnx.merge(graph, jax.tree.map(lambda x: x * 1.5, state))
+    rng = np.random.default_rng(10)
+    prompt, observation = chunk(rng, 9), chunk(rng, 4, start=40)
+    expected = {}
+    for version, weights in ((0, model), (1, other)):
+        engine = make_engine(weights)
+        slot = engine.submit(prompt, options(5))
+        first = turn(engine, slot).ids
+        engine.extend([(slot, observation)])
+        expected[version] = first, turn(engine, slot).ids
+    assert not np.array_equal(expected[0][0], expected[1][0]), "equal policies would show nothing"
+
+    engine = make_engine(model)
+    old = engine.submit(prompt, options(5))
+    first = turn(engine, old).ids
+    assert engine.can_update
+    engine.update_params(other)
+    new = engine.submit(prompt, options(5))
+    assert (engine.version_of(old), engine.version_of(new), engine.can_update) == (0, 1, False)
+    with pytest.raises(ValueError, match="two versions"):
+        engine.update_params(model)
+    engine.extend([(old, observation)])
+    results = {}
+    while engine.busy:
+        results |= {result.slot: result.ids for result in engine.step()}
+    np.testing.assert_array_equal(first, expected[0][0])
+    np.testing.assert_array_equal(results[old], expected[0][1])
+    np.testing.assert_array_equal(results[new], expected[1][0])
+    assert engine.counters.shared_tokens == 0  # what other weights made of the prompt is of no use
+    engine.release(old)
+    assert engine.can_update and len(engine._params) == 2
+    engine.update_params(model, version=7)
+    assert engine.version == 7 and set(engine._params) == {1, 7}
+
+
+def test_a_stop_sequence_ends_a_turn_and_only_as_a_whole(model: policy.Qwen3VL, engine: Engine) -> None:
+    prompt = chunk(np.random.default_rng(4), 9, frames=1)
+    free = play(engine, prompt, options(21, temperature=1.0))
+    assert len(free) > 6
+    sequence = free[3:5].tolist()
+    assert sequence[1] not in free[:4]
+    strict = Engine(
+        model, slots=3, block=8, capacity=CAPACITY, stop=[sequence, [STOP, STOP, STOP]], banned_ids=BANNED, tool_open_id=TOOL,
+        patch_bucket=BUCKET,
+    )  # fmt: skip
+    result = episode(strict, strict.submit(prompt, options(21, temperature=1.0)))
+    assert result.ended == "stop" and result.ids.tolist() == free[:5].tolist()
+    with pytest.raises(ValueError, match="stop sequence"):
+        Engine(model, slots=1, capacity=64, stop=[[]], banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET)
+
+
+def test_tokens_of_the_episode_are_limited(engine: Engine) -> None:
+    rng = np.random.default_rng(11)
+    slot = engine.submit(chunk(rng, 6), options(2, max_turn_tokens=4, max_tokens=6))
+    first = turn(engine, slot)
+    engine.extend([(slot, chunk(rng, 3, start=30))])
+    second = episode(engine, slot)
+    if first.ended == "length" and second.ended == "length":
+        assert (len(first.ids), len(second.ids)) == (4, 2)
+    else:
+        pytest.fail("choose a seed whose turns do not stop by themselves")
+
+
+def test_slots_stay_within_their_budget(model: policy.Qwen3VL, engine: Engine) -> None:
+    text = CONFIG.text
+    keys = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    assert engine.cache_bytes >= 3 * (CAPACITY + 8) * keys
+    with pytest.raises(engine_lib.BudgetError, match="it holds 1 slots"):
+        make_engine(model, byte_budget=engine.cache_bytes // 2)
+
+
+def test_nothing_compiles_after_warm_up(model: policy.Qwen3VL) -> None:
+    engine = make_engine(model)
+    engine.warm_up()
+    assert engine.counters.prefills == 0
+    programs = (engine_lib.slots_lib.prefill, engine_lib.slots_lib.start, engine_lib.slots_lib.decode)
+    before = [program._cache_size() for program in programs]
+    rng = np.random.default_rng(12)
+    slots = [engine.submit(chunk(rng, tokens, frames=frames), options(1)) for tokens, frames in ((3, 0), (50, 1), (12, 3))]
+    engine.extend([(slot, chunk(rng, 5)) for slot in [turn(engine, slots[0]).slot]])
+    while engine.busy:
+        engine.step()
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_long_chunks_go_in_parts_that_never_cut_a_frame(model: policy.Qwen3VL) -> None:
+    rng = np.random.default_rng(13)
+    prompt = chunk(rng, 23, frames=3)  # 48 visual tokens, then text
+    parts = engine_lib.cut(prompt, [(20, 1), (24, 0)], BUCKET)
+    assert [(bucket, len(part.ids), len(part.grid)) for bucket, part in parts] == [
+        ((20, 1), 16, 1), ((20, 1), 16, 1), ((20, 1), 20, 1), ((20, 1), 19, 0)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.concatenate([part.ids for _, part in parts]), prompt.ids)
+    assert all(part.visual_index.max() < BUCKET // 4 for _, part in parts)
+    with pytest.raises(CacheFullError, match="fits into none"):
+        engine_lib.cut(prompt, [(15, 1)], BUCKET)
+    whole = play(make_engine(model), prompt, options(3))
+    cut = Engine(
+        model, slots=3, block=8, capacity=CAPACITY, stop=[[STOP]], banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET,
+        buckets=((20, 1),),
+    )  # fmt: skip
+    np.testing.assert_array_equal(play(cut, prompt, options(3)), whole)
+    with pytest.raises(ValueError, match="takes a frame of 16 tokens"):
+        Engine(
+            model,
+            slots=1,
+            capacity=64,
+            stop=[[STOP]],
+            banned_ids=BANNED,
+            tool_open_id=TOOL,
+            patch_bucket=BUCKET,
+            buckets=((64, 0),),
+        )
+
+
+def test_top_k_narrows_the_choice_and_not_the_log_prob(model: policy.Qwen3VL, engine: Engine) -> None:
+    prompt = chunk(np.random.default_rng(4), 9, frames=1)
+    greedy = play(engine, prompt, options(0, temperature=0.0))
+    slot = engine.submit(prompt, options(0, temperature=3.0, top_k=1))
+    result = episode(engine, slot)
+    np.testing.assert_array_equal(result.ids, greedy)
+    log_probs = full_log_probs(model, [prompt, result.ids])[len(prompt.ids) - 1 :]
+    softened = special.log_softmax(log_probs / 3.0, axis=-1)[np.arange(len(result.ids)), result.ids]
+    np.testing.assert_allclose(result.log_probs, softened, atol=1e-4)
