@@ -13,31 +13,40 @@ from pixelis_jax import sharding
 from pixelis_jax.policy.config import ConfigError
 from pixelis_jax.policy.layers import HIDDEN
 
+Pair = tuple[jax.Array, jax.Array]
+
 # Width of a TPU register: the kernel wants tokens and head widths in multiples of it.
 LANES = 128
 # Tokens that one step of the kernel holds; larger blocks read keys less often and need more of the core's memory.
 BLOCK = 512
 
 
+State = tuple[jax.Array, jax.Array, jax.Array]
+
+
 def behind_cache(
     q: jax.Array,
-    local: tuple[jax.Array, jax.Array],
-    bias: jax.Array,
-    past: tuple[jax.Array, jax.Array],
-    length: jax.Array,
+    own: Pair,
+    bias: jax.Array | None,
+    tail: Pair | None,
+    past: Pair,
     *,
+    step: jax.Array | None,
+    length: jax.Array,
     page: int,
     rows: jax.Array | None = None,
 ) -> jax.Array:
-    """Attends to new tokens and to a cache, of which only the pages that some row has filled are read.
+    """Attends to new tokens, to a tail, and to a cache, of which only the pages that some row has filled are read.
 
-    A page behind a row's own tokens adds exactly nothing to it, so the result of a row depends on that row alone, to the bit.
+    What a row does not see adds exactly nothing to it, so the result of a row depends on that row alone, to the bit.
 
     Args:
       q: scaled queries, ``[B, H, M, Dh]``, one head a key head.
-      local: keys and values of new tokens, each ``[B, H, N, Dh]``. Each query sees at least one of them.
-      bias: added to scores on them, float32 ``[B, 1, M, N]``.
+      own: keys and values of new tokens, each ``[B, H, N, Dh]``. Each query sees at least one of them.
+      bias: added to scores on them, float32 ``[B, 1, M, N]``; None: all are seen.
+      tail: keys and values of a block's tokens, each ``[B, H, S, Dh]``.
       past: cached keys and values, each ``[B, H, C, Dh]``, or more rows, of which `rows` says which.
+      step: tokens that the tail holds.
       length: cached tokens of each row, int32 ``[B]``.
       page: tokens that are read at a time; divides C.
       rows: of the cache, int32 ``[B]``; all by default.
@@ -45,23 +54,31 @@ def behind_cache(
     Returns:
       ``[B, H, M, Dh]``.
     """
-    found = scores(q, local[0]) + bias
+    # A lone token's products are sums over Dh: a matrix product would be called once a row and head.
+    found = scores(q, own[0]) if own[0].shape[2] > 1 else jnp.sum(q.astype(jnp.float32) * own[0], axis=-1, keepdims=True)
+    found = found if bias is None else found + bias
     top = jnp.max(found, axis=-1, keepdims=True)
     weights = jnp.exp(found - top)
-    state = top, jnp.sum(weights, axis=-1, keepdims=True), _mix(weights, local[1], q.dtype)
+    mixed = _mix(weights, own[1], q.dtype) if own[0].shape[2] > 1 else weights * own[1].astype(jnp.float32)
+    state: State = top, jnp.sum(weights, axis=-1, keepdims=True), mixed
 
-    def read(index: jax.Array | int, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def add(k: jax.Array, v: jax.Array, seen: jax.Array, state: State) -> State:
         top, total, mixed = state
-        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in past)
-        if rows is not None:
-            k, v = (jnp.take(x, rows, axis=0, mode="clip") for x in (k, v))
-        seen = (index * page + jnp.arange(page) < length[:, None])[:, None, None]
         found = scores(q, k) + jnp.where(seen, jnp.float32(0), jnp.float32(HIDDEN))
         new_top = jnp.maximum(top, jnp.max(found, axis=-1, keepdims=True))
         weights, shrink = jnp.exp(found - new_top), jnp.exp(top - new_top)
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         return new_top, total, mixed * shrink + _mix(weights, v, q.dtype)
 
+    def read(index: jax.Array | int, state: State) -> State:
+        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in past)
+        if rows is not None:
+            k, v = (jnp.take(x, rows, axis=0, mode="clip") for x in (k, v))
+        return add(k, v, (index * page + jnp.arange(page) < length[:, None])[:, None, None], state)
+
+    if tail is not None:
+        assert step is not None  # made from the same tail
+        state = add(*tail, jnp.arange(tail[0].shape[2]) < step, state)
     if past[0].shape[2] == page and rows is None:
         state = read(0, state)  # without the loop, whose start costs a decoded token more than an empty page
     else:

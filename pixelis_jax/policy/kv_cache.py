@@ -173,8 +173,17 @@ class Tail:
         return jax.tree.leaves((self.layers, self.stacked))[0].shape[-2]
 
     def advanced(self, layers: Sequence[Pair], stacked: Pair | None) -> Self:
-        """Returns the tail after a step, from the layers' new keys and values."""
-        return dataclasses.replace(self, layers=tuple(layers), stacked=stacked, step=self.step + 1)
+        """Returns the tail with the keys and values of a step, each ``[.., B, Hkv, 1, Dh]``, behind its tokens."""
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.step, axis=-2)
+
+        return dataclasses.replace(
+            self,
+            layers=jax.tree.map(put, self.layers, tuple(layers)),
+            stacked=jax.tree.map(put, self.stacked, stacked),
+            step=self.step + 1,
+        )
 
 
 def _zeros(

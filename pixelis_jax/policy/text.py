@@ -1,6 +1,5 @@
 """The decoder of Qwen3-VL: grouped-query attention with per-head norms, SwiGLU or experts, DeepStack features on the way."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,11 +24,11 @@ class AttentionContext:
 
     Attributes:
       cos, sin: rotary table of the T tokens, float32 ``[B, 1, T, Dh / 2]``.
-      local_bias: added to scores on the T tokens, or on all N of the tail, repeated for the G query heads of a group, float32
-        ``[B, 1, G * T, T or N]``. None where `splash` attends, which takes the segments themselves.
+      local_bias: added to scores between the T tokens, repeated for the G query heads of a group, float32
+        ``[B, 1, G * T, T]``. None where `splash` attends, which takes the segments themselves.
       segments: int32 ``[B, T]``, 0 = padding.
       length, rows: tokens of the cache, int32 ``[B]``, and the rows of it, or None for all; None without one.
-      step: where the token goes in the tail, int32; None without one.
+      step: tokens of the tail, int32; None without one.
       page: tokens of the cache that are read at a time; static.
     """
 
@@ -59,13 +58,10 @@ class AttentionContext:
             tables = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
             return cls(cos=tables[0], sin=tables[1], local_bias=None, segments=segments)
         count = segments.shape[1]
-        if tail is None:
-            causal = jnp.tril(jnp.ones((count, count), bool))
-            visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0) & causal
-            if cache is not None:  # a padded query, too, has to see something
-                visible |= jnp.eye(count, dtype=bool)
-        else:
-            visible = jnp.broadcast_to(jnp.arange(tail.size) <= tail.step, (*segments.shape, tail.size))
+        causal = jnp.tril(jnp.ones((count, count), bool))
+        visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0) & causal
+        if cache is not None:  # a padded query, too, has to see something
+            visible |= jnp.eye(count, dtype=bool)
         # Repeated here once: a broadcast over a fifth dimension in every layer doubles the cost of attention on CPU.
         local = jnp.tile(_bias(visible), (1, config.num_attention_heads // config.num_key_value_heads, 1))[:, None]
         context = cls(
@@ -113,7 +109,7 @@ class TextAttention(nnx.Module):
             or None for either.
 
         Returns:
-          ``[B, T, D]`` and keys and values: of the tail with the token in it, or of the chunk, each ``[B, Hkv, T, Dh]``.
+          ``[B, T, D]`` and the chunk's own keys and values, each ``[B, Hkv, T, Dh]``.
         """
         batch, count, _ = x.shape
         q = constrain(self._heads(self.q_proj(x)), "batch", "act_heads", "length", None)
@@ -124,24 +120,20 @@ class TextAttention(nnx.Module):
         if context.local_bias is None:
             mixed = attention.splash(q * self.head_dim**-0.5, k, v, context.segments, causal=True)
             return self._joined(mixed), (k, v)
-        cached, tail = past or (None, None)
-        local = (k, v)
-        if tail is not None:
-            assert context.step is not None  # made from the same tail
-            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=context.step, axis=2)
-            local = tuple(put(old, new.astype(old.dtype)) for old, new in zip(tail, local, strict=True))  # type: ignore[assignment]
         # The query heads of one group become extra rows of one matrix product: [B, Hkv, G * T, Dh].
         grouped = q.reshape(batch, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
-        if cached is not None:
-            # New tokens are not yet in the cache: reading before the one write at the end lets XLA update in place.
-            assert context.length is not None  # made from the same cache
-            mixed = attention.behind_cache(
-                grouped, local, context.local_bias, cached, context.length, page=context.page, rows=context.rows
-            )
-        else:
+        if past is None:
             weights = layers.softmax(attention.scores(grouped, k) + context.local_bias, self.compute)
             mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-        return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), local
+        else:
+            # New tokens are not yet in the cache or the tail: reading before the one write at the end lets XLA update in place.
+            assert context.length is not None  # made from the same cache
+            cached, tail = past
+            where = (context.local_bias if tail is None else None, tail, cached)
+            mixed = attention.behind_cache(
+                grouped, (k, v), *where, step=context.step, length=context.length, page=context.page, rows=context.rows
+            )
+        return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), (k, v)
 
     def _joined(self, mixed: jax.Array) -> jax.Array:
         """Joins heads ``[B, H, T, Dh]`` to ``[B, T, D]``."""

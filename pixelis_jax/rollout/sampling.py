@@ -78,9 +78,16 @@ def choose(scaled: jax.Array, sampled: jax.Array, how: Sampling, *, draws: jax.A
         scaled = jax.lax.cond(narrows, lambda x: narrow(x, how), lambda x: x, scaled)
         keys = jax.vmap(jax.random.fold_in)(how.key, sampled)
         drawn = jax.vmap(jax.random.categorical)(keys, scaled)
-        return jnp.where(how.temperature <= 0, jnp.argmax(scaled, axis=-1), drawn).astype(jnp.int32)
+        return jnp.where(how.temperature <= 0, most_probable(scaled), drawn.astype(jnp.int32))
 
-    return jax.lax.cond(draws, draw, lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), scaled)
+    return jax.lax.cond(draws, draw, most_probable, scaled)
+
+
+def most_probable(scaled: jax.Array) -> jax.Array:
+    """Returns the first of the largest of each row ``[B, V]``: two plain reductions, which XLA's CPU backend vectorises."""
+    vocab = scaled.shape[-1]
+    largest = scaled == jnp.max(scaled, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(largest, jnp.arange(vocab, dtype=jnp.int32), vocab - 1), axis=-1)
 
 
 def narrow(scaled: jax.Array, how: Sampling) -> jax.Array:
