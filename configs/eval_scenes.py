@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config.slots = 16
     config.with_tools = True
     config.no_tools = True
+    config.constrain = False  # with tools, greedily: calls can only be ones that fit their tool's schema (extra `grammar`)
     config.samples = 0  # more: also ask so often at temperature 1, for the vote and the best
     return config

@@ -43,6 +43,7 @@ _USER_ERRORS = (
     ("pixelis_jax.policy.config", "ConfigError"),
     ("pixelis_jax.policy.weights", "WeightsError"),
     ("pixelis_jax.plan.topologies", "PlanError"),
+    ("pixelis_jax.rollout.call_grammar", "GrammarError"),
     ("pixelis_jax.commands.errors", "UserError"),
 )
 """Errors whose message is meant for the user, by module: one that was never imported can have raised none."""

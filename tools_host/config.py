@@ -117,6 +117,21 @@ class ToolsConfig:
         extra = [QWEN_ZOOM.schema()] if self.dialect == "qwen3_vl" else []
         return [TOOLS[name].schema() for name in self.tools] + extra
 
+    def call_schema(self) -> dict[str, Any]:
+        """JSON schema of a whole call, `{"name": ..., "arguments": {...}}`: what is right in any episode, whatever its media."""
+        tools = [TOOLS[name] for name in self.tools] + ([QWEN_ZOOM] if self.dialect == "qwen3_vl" else [])
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, "arguments": arguments},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for tool in tools
+            for arguments in tool.argument_schemas()
+        ]
+        return {"anyOf": calls}
+
     def tool_versions(self) -> dict[str, ToolVersion]:
         """`{name: {"backend", "version", "weights_sha256"}}`, the `tools` field of a trajectory."""
         return {

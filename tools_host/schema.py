@@ -113,6 +113,24 @@ class Tool:
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
 
+    def argument_schemas(self) -> list[dict[str, Any]]:
+        """JSON schemas of the arguments object, of which one holds for arguments that `arguments.check` takes: with a box, or
+        with a region in its place. They are stricter than `schema`, which a model reads and which has to be short."""
+
+        def schema(left_out: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
+            taken = [argument for argument in self.arguments if argument.name not in left_out]
+            return {
+                "type": "object",
+                "properties": {argument.name: argument.schema() for argument in taken},
+                "required": [a.name for a in taken if a.required and a.name not in REPLACED_BY_REGION or a.name in required],
+                "additionalProperties": False,
+            }
+
+        needed = tuple(a.name for a in self.arguments if a.required)
+        if not self.stands_in:
+            return [schema((), needed)]
+        return [schema(("region",), needed), schema(("media", "bbox_2d", "point_2d"), ("region",))]
+
 
 TOOLS: Registry[Tool] = Registry("tool")
 """Every tool by the name that the model writes."""

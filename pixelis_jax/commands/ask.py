@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.0, help="0 takes the most probable token (default: 0)"
     )
+    parser.add_argument(
+        "--constrain", action="store_true", help="calls can only be ones that fit their tool's schema (extra `grammar`)"
+    )
     add_imports(parser)
 
 
@@ -52,13 +55,18 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.commands import models
     from pixelis_jax.commands.session import agent
     from pixelis_jax.commands.tools import parse_imports
+    from pixelis_jax.rollout import call_grammar
     from pixelis_jax.rollout.agent import Request
     from pixelis_jax.trajectory.io import trajectory_to_json, write_trajectories
 
     _check(args)
-    request = Request(example=_example(args), uris=_uris(args), seed=args.seed, temperature=args.temperature)
-    imports = parse_imports(args.imports)
-    with agent(models.load(args.model), imports=imports, on_step=None if args.json else _print_step) as asked:
+    if args.constrain:
+        call_grammar.require()
+    request = Request(
+        example=_example(args), uris=_uris(args), seed=args.seed, temperature=args.temperature, constrain=args.constrain
+    )
+    imports, on_step = parse_imports(args.imports), None if args.json else _print_step
+    with agent(models.load(args.model), imports=imports, grammar=args.constrain, on_step=on_step) as asked:
         (episode,) = asked.run([request])
     trajectory = episode.trajectory
     problem = _problem(trajectory)

@@ -43,15 +43,19 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.commands import models
     from pixelis_jax.commands.configs import load_config
     from pixelis_jax.report import write_report
+    from pixelis_jax.rollout import call_grammar
 
     config = load_config(args.config, args.overrides)
     _check(args.config, config)
+    if config.constrain:
+        call_grammar.require()
     loaded = models.load(args.model)
     open_workdir(args.workdir, {"model": args.model, **config.to_dict()})
     examples = build_examples(args.workdir / "data", config.split, config.counts.to_dict(), workers=config.workers)
     conditions = evaluate(
-        loaded, examples, args.workdir, slots=config.slots, with_tools=config.with_tools, no_tools=config.no_tools
-    )
+        loaded, examples, args.workdir,
+        slots=config.slots, with_tools=config.with_tools, no_tools=config.no_tools, constrain=config.constrain,
+    )  # fmt: skip
     results = results_of(conditions, examples)
     if config.samples:
         results["sampled"] = sample(loaded, examples, args.workdir, slots=config.slots, count=config.samples)
@@ -107,7 +111,14 @@ def build_examples(folder: Path, split: str, counts: Mapping[str, int], *, worke
 
 
 def evaluate(
-    loaded: Loaded, examples: Sequence[Example], workdir: Path, *, slots: int, with_tools: bool = True, no_tools: bool
+    loaded: Loaded,
+    examples: Sequence[Example],
+    workdir: Path,
+    *,
+    slots: int,
+    with_tools: bool = True,
+    no_tools: bool,
+    constrain: bool = False,
 ) -> dict[str, Outcomes]:
     """Asks all examples with tools, without, or both; writes the trajectories of each when it has ended.
 
@@ -121,7 +132,7 @@ def evaluate(
 
     names = ({"with_tools": True} if with_tools else {}) | ({"without_tools": False} if no_tools else {})
     conditions: dict[str, Outcomes] = {}
-    with agent(loaded, slots=slots, workers=default_workers()) as asked:
+    with agent(loaded, slots=slots, workers=default_workers(), grammar=constrain) as asked:
         for name, use_tools in names.items():
             with Progress(name.replace("_", " "), start=0, total=len(examples)) as progress:
                 done = 0
@@ -131,7 +142,7 @@ def evaluate(
                     done += 1
                     progress.advance(done)  # noqa: B023 - called within this turn of the loop only
 
-                conditions[name] = evaluation.run(asked, examples, use_tools=use_tools, on_episode=ended)
+                conditions[name] = evaluation.run(asked, examples, use_tools=use_tools, constrain=constrain, on_episode=ended)
             path = workdir / "trajectories" / f"{name}-0-0.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_trajectories(path, _relative(conditions[name].values(), path.parent))

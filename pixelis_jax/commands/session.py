@@ -23,6 +23,7 @@ def agent(
     slots: int = 1,
     workers: int = 1,
     imports: tuple[str, ...] = (),
+    grammar: bool = False,
     on_step: Callable[[Request, Step], None] | None = None,
 ) -> Iterator[Agent]:
     """An agent whose tool workers live as long as the context.
@@ -32,6 +33,7 @@ def agent(
       slots: Episodes that run together.
       workers: Tool processes.
       imports: Modules of the user's own that register tools.
+      grammar: Whether requests may constrain their calls.
       on_step: Called with each step as it happens.
     """
     from pixelis_jax.rollout.agent import Agent, make_engine
@@ -39,7 +41,7 @@ def agent(
     from tools_host.pool import WorkerPool
 
     tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text, imports=imports)
-    engine = make_engine(loaded.model, loaded.encoder, slots=slots, capacity=loaded.encoder.prompt.context)
+    engine = make_engine(loaded.model, loaded.encoder, slots=slots, capacity=loaded.encoder.prompt.context, grammar=grammar)
     with WorkerPool(tools, workers=workers, timeout_s=TIMEOUT_S) as pool:
         yield Agent(engine, loaded.encoder, pool, tools, policy=loaded.info, on_step=on_step)
 

@@ -56,6 +56,11 @@ class TextTokenizer:
         return index
 
     @property
+    def added_ids(self) -> list[int]:
+        """Ids of tokens that stand for no text of their own: special tokens and markup."""
+        return sorted(self._tokenizer.get_added_tokens_decoder())
+
+    @property
     def size(self) -> int:
         """Entries of the vocabulary, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)

@@ -23,6 +23,7 @@ def run(
     examples: Iterable[Example],
     *,
     use_tools: bool,
+    constrain: bool = False,
     on_episode: Callable[[Trajectory], None] | None = None,
 ) -> dict[str, Trajectory]:
     """Asks every example once, greedily.
@@ -31,6 +32,7 @@ def run(
       agent: The policy and its tools.
       examples: What to ask.
       use_tools: False bans the token that opens a call and uses the no-tools prompt.
+      constrain: Keeps calls to their grammar.
       on_episode: Called with each judged trajectory as it ends.
 
     Returns:
@@ -38,7 +40,7 @@ def run(
     """
     asked = list(examples)
     outcomes: dict[str, Trajectory] = {}
-    for episode in agent.run(Request(example=example, use_tools=use_tools) for example in asked):
+    for episode in agent.run(Request(example=example, use_tools=use_tools, constrain=constrain) for example in asked):
         trajectory = judge(episode.trajectory, episode.request.example)
         outcomes[trajectory.example] = trajectory
         if on_episode is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 
 from pixelis_jax.encoding import Chunk, Encoder, TextTokenizer, Thumbnail
 from pixelis_jax.policy import Qwen3VL
+from pixelis_jax.rollout.call_grammar import CallGrammar
 from pixelis_jax.rollout.engine import BlockResult, CacheFullError, Engine, Prefill, SlotOptions
 from pixelis_jax.rollout.observations import ObservationPipeline
 from pixelis_jax.rollout.replay import environment_record
@@ -71,6 +73,7 @@ class Request:
     """One episode to run. `seed` and `sample` are all its randomness; greedy when `temperature` is 0.
 
     `top_p`, `top_k` and `min_p` narrow the choice down (`SlotOptions`); reinforcement learning leaves them as they are.
+    `constrain` keeps calls to the grammar of the tools that are offered (`CallGrammar`); the engine must have been made for it.
     `use_tools` False is the no-tools condition: the prompt names no tool and the token that opens a call is banned. `uris` are
     what the trajectory calls the example's media, by default their paths.
     """
@@ -83,6 +86,7 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    constrain: bool = False
     use_tools: bool = True
 
     @property
@@ -148,15 +152,19 @@ class _Running:
     position: int
     started: float
     steps: list[Step] = dataclasses.field(default_factory=list)
-    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
+    pieces: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
     pending: _Pending | None = None
 
-    def add(self, ids: np.ndarray, roles: np.ndarray, log_probs: np.ndarray | None, spans: np.ndarray) -> None:
+    def add_chunk(self, chunk: Chunk) -> None:
+        """Appends a prompt or an observation."""
+        count = len(chunk.ids)
+        self.add(chunk.ids, chunk.roles, np.zeros(count, np.float32), np.zeros(count, bool), chunk.media_spans)
+
+    def add(self, ids: np.ndarray, roles: np.ndarray, log_probs: np.ndarray, forced: np.ndarray, spans: np.ndarray) -> None:
         """Appends tokens; `spans` are relative to them."""
         offset = sum(len(piece[0]) for piece in self.pieces)
         spans = spans + np.asarray([offset, offset, 0, 0], np.int32) if len(spans) else spans
-        log_probs = np.zeros(len(ids), np.float32) if log_probs is None else log_probs
-        self.pieces.append((ids, roles, log_probs, spans))
+        self.pieces.append((ids, roles, log_probs, forced, spans))
 
 
 class Agent:
@@ -306,6 +314,7 @@ class Agent:
             ban_tools=not request.use_tools,
             max_turn_tokens=self._limits.max_turn_tokens,
             max_tokens=self._limits.max_tokens,
+            grammar=self._grammar if request.constrain and request.use_tools else None,
         )
         running = _Running(
             request=request,
@@ -314,13 +323,17 @@ class Agent:
             position=chunk.next_position,
             started=time.monotonic(),
         )
-        running.add(chunk.ids, chunk.roles, None, chunk.media_spans)
+        running.add_chunk(chunk)
         try:
             slot = self._engine.submit(chunk, options)
         except CacheFullError:
             return self._episode(running, self._engine.version, "context_full", None, None)
         self._running[slot] = running
         return None
+
+    @functools.cached_property
+    def _grammar(self) -> CallGrammar:
+        return CallGrammar(self._encoder.tokenizer, self._tools.call_schema())
 
     def _show(self, environment: EpisodeEnvironment, media_id: int) -> Thumbnail:
         """Makes the thumbnail of a medium and tells the environment what it was."""
@@ -338,7 +351,7 @@ class Agent:
         running = self._running[result.slot]
         tokenizer = self._encoder.tokenizer
         roles = roles_of(result.ids, tokenizer.token_bytes)
-        running.add(result.ids, roles, result.log_probs, np.zeros((0, 4), np.int32))
+        running.add(result.ids, roles, result.log_probs, result.forced, np.zeros((0, 4), np.int32))
         running.position += len(result.ids)
         raw = tokenizer.decode(result.ids).removesuffix(END_OF_TURN)
         turn = parse_turn(raw)
@@ -413,7 +426,7 @@ class Agent:
                 if self._on_step is not None:
                     self._on_step(running.request, observed.step)
                 if observed.fits:
-                    running.add(observed.chunk.ids, observed.chunk.roles, None, observed.chunk.media_spans)
+                    running.add_chunk(observed.chunk)
                     running.position = observed.chunk.next_position
             self._engine.extend([(observed.slot, observed.chunk) for observed in batch if observed.fits], prefills)
             for observed in batch:
@@ -454,13 +467,13 @@ class Agent:
             },
             tools=self._versions,
         )
-        ids, roles, log_probs, spans = (np.concatenate(parts) for parts in zip(*running.pieces, strict=True))
+        ids, roles, log_probs, forced, spans = (np.concatenate(parts) for parts in zip(*running.pieces, strict=True))
         sampled = np.isin(roles, ACTION_ROLES)
         tokens = TokenRecord(
             ids=ids.astype(np.int32),
             roles=roles.astype(np.int8),
             log_probs=log_probs.astype(np.float32),
-            forced=np.zeros(len(ids), bool),
+            forced=forced,
             policy_step=np.where(sampled, version, -1).astype(np.int32),
             media_spans=spans.astype(np.int32).reshape(-1, 4),
         )
@@ -468,7 +481,7 @@ class Agent:
 
 
 _NOBODY = Example(id="", question="", media=(), verifier="exact", truth="", source=Source(dataset=""))
-_NARROWS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+_NARROWS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "constrain": False}
 
 
 def _call_name(running: _Running) -> str:

@@ -3,6 +3,7 @@
 A prompt or an observation is a `Chunk`; it is prefilled behind what its slot already holds, so no token is computed twice, and
 samples of one prompt share its prefill. A jitted block decodes every active slot until each has ended its turn or the block is
 used up; nothing leaves the device in between. `begin` hands work to the device and returns at once; `finish` waits for it.
+A slot with a grammar leaves the block at the token that opens a call, and goes on token by token under masks made on the host.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from pixelis_jax.encoding import Chunk
 from pixelis_jax.policy import Qwen3VL
 from pixelis_jax.rollout import sampling
 from pixelis_jax.rollout import slots as slots_lib
+from pixelis_jax.rollout.call_grammar import CallGrammar, CallMasks, GrammarError
 from pixelis_jax.rollout.sampling import Sampling
 from pixelis_jax.rollout.tracing import Tracer
 
@@ -43,6 +45,7 @@ class SlotOptions:
       ban_tools: forbids the token that opens a call.
       max_turn_tokens: of a turn.
       max_tokens: sampled tokens of the episode.
+      grammar: what calls keep to, from the token that opens one to the end of the turn. The recorded log-probs do not know of it.
     """
 
     key: np.ndarray
@@ -53,18 +56,21 @@ class SlotOptions:
     ban_tools: bool = False
     max_turn_tokens: int = 128
     max_tokens: int = 2**31 - 1
+    grammar: CallGrammar | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockResult:
     """A turn that ended. `log_probs` are those of `ids` under the static ban and the slot's temperature (1 when greedy).
 
+    `forced` is true where the grammar left one choice.
     `ended` is `stop` (a stop sequence was sampled, whose last token is the last id), `length` (a limit) or `full` (the cache).
     """
 
     slot: int
     ids: np.ndarray
     log_probs: np.ndarray
+    forced: np.ndarray
     ended: str
 
 
@@ -95,8 +101,10 @@ class Counters:
       prefill_tokens: tokens computed in prefills, without padding.
       prefill_slots: the same with padding.
       prefills, blocks: calls.
-      decoded: sampled tokens.
+      decoded: sampled tokens, those under a grammar included.
       active: slots that decoded, summed over blocks.
+      masked_steps: calls that decoded one token of each slot under a grammar.
+      masked, forced: tokens sampled under one, and those of them that it left no choice.
     """
 
     prompt_tokens: int = 0
@@ -108,6 +116,9 @@ class Counters:
     blocks: int = 0
     decoded: int = 0
     active: int = 0
+    masked_steps: int = 0
+    masked: int = 0
+    forced: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +159,7 @@ class Engine:
         mesh: Mesh | None = None,
         version: int = 0,
         tracer: Tracer | None = None,
+        grammar: bool = False,
     ):
         """Allocates the slots.
 
@@ -168,6 +180,7 @@ class Engine:
           mesh: Where the parameters lie; None for one device.
           version: Of the parameters.
           tracer: Takes spans and counters.
+          grammar: Whether slots may have a grammar; compiles one program more.
 
         Raises:
           BudgetError: The slots are larger than the budget.
@@ -193,6 +206,7 @@ class Engine:
         for row, sequence in zip(stops, stop, strict=True):
             row[window - len(sequence) :] = sequence
         self._banned, self._stops = self._put(banned), self._put(stops)
+        self._sampleable = _packed(~banned)
         self._slots = self._allocate(model, window, page, byte_budget)
         self._length = np.zeros(slots, np.int64)
         self._free = list(range(slots))
@@ -200,9 +214,12 @@ class Engine:
         self._prompts: dict[int, bytes] = {}  # slot -> what its cache begins with
         self._prefills: list[Prefill] = []
         self._starts: list[_Start] = []
-        self._decoding: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._decoding: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}  # ids, log-probs, forced
         self._pending: dict[int, int] = {}  # slot -> prefills and starts that it waits for
         self._flights: list[_Flight] = []
+        self._takes_grammars = grammar
+        self._grammars: dict[int, CallGrammar] = {}
+        self._calls: dict[int, CallMasks] = {}  # slots inside a call
 
     @property
     def free_slots(self) -> int:
@@ -258,7 +275,10 @@ class Engine:
         Raises:
           CacheFullError: The prompt is longer than the capacity.
           IndexError: No slot is free.
+          ValueError: A grammar for an engine that was made without.
         """
+        if options.grammar is not None and not self._takes_grammars:
+            raise ValueError("this engine takes no grammars: make it with `grammar=True`")
         if len(prompt.ids) >= self.capacity:
             raise CacheFullError(f"a prompt of {len(prompt.ids)} tokens does not fit into a context of {self.capacity}")
         key = _digest(prompt)
@@ -269,6 +289,8 @@ class Engine:
         elif any(slot == begun.source for begun in self._starts):
             self._flush()  # the slot's old prompt is still to be copied
         self._slot_version[slot] = self._version
+        if options.grammar is not None:
+            self._grammars[slot] = options.grammar
         self._prompts[slot] = key
         self._length[slot] = len(prompt.ids)
         self.counters.prompt_tokens += len(prompt.ids)
@@ -312,10 +334,12 @@ class Engine:
         if self._pending.pop(slot, 0):  # its prompt may be what others wait for: what is queued is done, then forgotten
             self._flush()
             self._decoding.pop(slot, None)
+        self._grammars.pop(slot, None)
+        self._calls.pop(slot, None)
         self._free.append(slot)
 
     def step(self) -> list[BlockResult]:
-        """Prefills what waits, decodes one block, and returns the turns that ended in it."""
+        """Prefills what waits, decodes one block (inside calls: as many single tokens), and returns the turns that ended."""
         self.begin()
         return self.finish()
 
@@ -328,28 +352,21 @@ class Engine:
         """Hands the device what waits and a block of decoding, and does not wait for it."""
         self._flush()
         with self._context():
-            for version in sorted({self.version_of(slot) for slot in self._decoding}):
-                decoding = tuple(sorted(slot for slot in self._decoding if self.version_of(slot) == version))
+            for version, decoding in self._by_version(self._decoding.keys() - self._calls.keys()):
                 self._flights.append(_Flight(decoding, self._decode(version, decoding)))
                 self.counters.blocks += 1
                 self.counters.active += len(decoding)
 
     def finish(self) -> list[BlockResult]:
-        """Waits for the block; returns the turns that ended in it."""
-        results = []
+        """Waits for the block; returns the turns that ended in it. Slots inside a call go on by as many tokens as a block has."""
         flights, self._flights = self._flights, []
         with self._tracer.span("decode", "device", slots=sum(len(flight.decoding) for flight in flights)):
             blocks = jax.device_get([flight.block for flight in flights])
-        for flight, block in zip(flights, blocks, strict=True):
-            for slot in flight.decoding:
-                if slot not in self._decoding:  # released meanwhile
-                    continue
-                count = int(block.counts[slot])
-                self._length[slot] += count
-                self.counters.decoded += count
-                self._decoding[slot].append((block.ids[slot, :count], block.log_probs[slot, :count]))
-                if block.ended[slot]:
-                    results.append(self._finish(slot))
+        results = self._collect(flights, blocks, np.zeros(self.slots, bool))
+        with self._tracer.span("calls", "device", slots=len(self._calls)) if self._calls else contextlib.nullcontext():
+            for _ in range(self._block):
+                if self._calls:
+                    results += self._step_calls()
         return results
 
     def warm_up(self) -> None:
@@ -359,16 +376,77 @@ class Engine:
                 self._run_prefill(self._lay([], tokens, frames))
             self._run_starts([])
             jax.block_until_ready(self._decode(self._version, ()))
+            if self._takes_grammars:
+                nothing = np.zeros((self.slots, len(self._sampleable)), np.uint32)
+                jax.block_until_ready(self._decode(self._version, (), allowed=nothing))
         self.counters = Counters()
 
-    def _decode(self, version: int, decoding: Sequence[int]) -> slots_lib.Block:
-        active = np.zeros(self.slots, bool)
-        active[list(decoding)] = True
+    def _decode(self, version: int, decoding: Sequence[int], *, allowed: np.ndarray | None = None) -> slots_lib.Block:
+        """A block, or one token of those that are `allowed`."""
+        options: dict[str, Any] = {"block": self._block}
+        if allowed is not None:
+            options = {"block": 1, "allowed": self._put(allowed, "batch")}
+        elif self._takes_grammars:
+            options["pauses"] = self._put(self._mark(self._grammars))
         self._slots, block = slots_lib.decode(
-            self._graph, self._params[version], self._slots, self._put(active), self._banned, self._stops,
-            tool_open_id=self._tool_open_id, block=self._block, capacity=self.capacity,
+            self._graph, self._params[version], self._slots, self._put(self._mark(decoding)), self._banned, self._stops,
+            tool_open_id=self._tool_open_id, capacity=self.capacity, **options,
         )  # fmt: skip
         return block
+
+    def _collect(self, flights: Sequence[_Flight], blocks: Sequence[slots_lib.Block], forced: np.ndarray) -> list[BlockResult]:
+        """Keeps what was decoded; `forced` `[B]` holds for all tokens of a slot. Returns the turns that have ended."""
+        results = []
+        for flight, block in zip(flights, blocks, strict=True):
+            for slot in flight.decoding:
+                if slot not in self._decoding:  # released meanwhile
+                    continue
+                count = int(block.counts[slot])
+                ids, log_probs = np.asarray(block.ids)[slot, :count], np.asarray(block.log_probs)[slot, :count]
+                self._length[slot] += count
+                self.counters.decoded += count
+                self._decoding[slot].append((ids, log_probs, np.full(count, forced[slot])))
+                if block.ended[slot]:
+                    self._calls.pop(slot, None)
+                    results.append(self._finish(slot))
+                elif slot in self._calls:
+                    self._calls[slot].take(int(ids[0]))
+                elif slot in self._grammars and ids[-1] == self._tool_open_id:
+                    self._calls[slot] = self._grammars[slot].begin()
+        return results
+
+    def _step_calls(self) -> list[BlockResult]:
+        """Decodes one token of each slot that is inside a call; returns the turns that ended with it."""
+        allowed = np.zeros((self.slots, len(self._sampleable)), np.uint32)
+        for slot, masks in self._calls.items():
+            words = masks.allowed()
+            allowed[slot, : len(words)] = words
+        allowed &= self._sampleable
+        choices = np.bitwise_count(allowed).sum(axis=1)
+        if stuck := [slot for slot in self._calls if choices[slot] == 0]:
+            raise GrammarError(f"the grammar of slot {stuck[0]} leaves no token")
+        with self._context():
+            flights = [
+                _Flight(decoding, self._decode(version, decoding, allowed=allowed))
+                for version, decoding in self._by_version(self._calls)
+            ]
+        self.counters.masked_steps += len(flights)
+        self.counters.masked += len(self._calls)
+        self.counters.forced += int((choices == 1).sum())
+        return self._collect(flights, jax.device_get([flight.block for flight in flights]), choices == 1)
+
+    def _by_version(self, slots: Iterable[int]) -> list[tuple[int, tuple[int, ...]]]:
+        """(version, its slots), both in order."""
+        groups: dict[int, list[int]] = {}
+        for slot in sorted(slots):
+            groups.setdefault(self.version_of(slot), []).append(slot)
+        return [(version, tuple(groups[version])) for version in sorted(groups)]
+
+    def _mark(self, slots: Iterable[int]) -> np.ndarray:
+        """Which slots are meant, bool ``[B]``."""
+        marked = np.zeros(self.slots, bool)
+        marked[list(slots)] = True
+        return marked
 
     def _live_versions(self) -> set[int]:
         return {self._slot_version[slot] for slot in set(range(self.slots)) - set(self._free)}
@@ -502,12 +580,11 @@ class Engine:
         )
 
     def _finish(self, slot: int) -> BlockResult:
-        parts = self._decoding.pop(slot)
-        ids = np.concatenate([part[0] for part in parts])
+        ids, log_probs, forced = map(np.concatenate, zip(*self._decoding.pop(slot), strict=True))
         ended = "full" if self._length[slot] >= self.capacity else "length"
         if self._stopped(ids):
             ended = "stop"
-        return BlockResult(slot=slot, ids=ids, log_probs=np.concatenate([part[1] for part in parts]), ended=ended)
+        return BlockResult(slot=slot, ids=ids, log_probs=log_probs, forced=forced, ended=ended)
 
     def _stopped(self, ids: np.ndarray) -> bool:
         for sequence in np.asarray(self._stops):
@@ -559,6 +636,13 @@ def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> 
         parts.append((bucket, part))
         start, first_frame = end, first_frame + frames
     return parts
+
+
+def _packed(tokens: np.ndarray) -> np.ndarray:
+    """Packs a set of tokens, bool `[V]`, to a bit each, as `sampling.unpack` reads it: uint32 `[ceil(V / 32)]`."""
+    padded = np.zeros(-(-len(tokens) // 32) * 32, bool)
+    padded[: len(tokens)] = tokens
+    return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32)
 
 
 def _digest(chunk: Chunk) -> bytes:

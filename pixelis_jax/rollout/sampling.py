@@ -60,6 +60,20 @@ def scale(logits: jax.Array, banned: jax.Array, tool_open_id: int, how: Sampling
     return jnp.where(ban, -jnp.inf, logits) / temperature[:, None]
 
 
+def unpack(words: jax.Array, vocab: int) -> jax.Array:
+    """Reads a set of tokens, a bit each, lowest bit first.
+
+    Args:
+      words: uint32 ``[B, ceil(V / 32)]``.
+      vocab: V.
+
+    Returns:
+      bool ``[B, V]``.
+    """
+    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return bits.reshape(len(words), -1)[:, :vocab].astype(bool)
+
+
 def choose(scaled: jax.Array, sampled: jax.Array, how: Sampling, *, draws: jax.Array, narrows: jax.Array) -> jax.Array:
     """Takes a token of each slot: the most probable one where the temperature is 0, else a draw.
 

@@ -209,8 +209,10 @@ def decode(
     tool_open_id: int,
     block: int,
     capacity: int,
+    pauses: jax.Array | None = None,
+    allowed: jax.Array | None = None,
 ) -> tuple[Slots, Block]:
-    """Decodes until every active slot has ended its turn or `block` tokens are used up.
+    """Decodes until every active slot has ended its turn, or pauses, or `block` tokens are used up.
 
     Args:
       graph: structure of the policy.
@@ -222,9 +224,11 @@ def decode(
       tool_open_id: banned where a slot has ``ban_tools``.
       block: N, most tokens.
       capacity: most tokens of an episode.
+      pauses: slots that stop behind the token that opens a call, their turn not ended, bool ``[B]``.
+      allowed: tokens that each slot may take in this block, a bit each (`sampling.unpack`), uint32 ``[B, ceil(V / 32)]``.
 
     Returns:
-      The slots and what was decoded.
+      The slots and what was decoded. Log-probs do not know of `allowed`.
     """
     model = nnx.merge(graph, params)
     rows, how, cache = active.shape[0], slots.how, slots.cache
@@ -234,7 +238,8 @@ def decode(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         tail, logits, recent, going, made = carry
         scaled = sampling.scale(logits, banned, tool_open_id, how)
-        token = sampling.choose(scaled, slots.sampled + made.counts, how, draws=draws, narrows=narrows)
+        choices = scaled if allowed is None else jnp.where(sampling.unpack(allowed, scaled.shape[-1]), scaled, -jnp.inf)
+        token = sampling.choose(choices, slots.sampled + made.counts, how, draws=draws, narrows=narrows)
         found = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
         log_prob = found - jax.nn.logsumexp(scaled, axis=-1)
         step = tail.step
@@ -251,7 +256,10 @@ def decode(
             ended=made.ended | (going & over),
         )
         logits = jnp.where(going[:, None], model.unembed(hidden), logits)
-        return tail, logits, recent, going & ~over, made
+        going &= ~over
+        if pauses is not None:
+            going &= ~(pauses & (token == tool_open_id))
+        return tail, logits, recent, going, made
 
     made = Block(
         ids=jnp.zeros((rows, block), jnp.int32),

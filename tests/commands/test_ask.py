@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def script(monkeypatch):
     """Puts written turns in the place of the policy's."""
 
     def write(*turns):
-        def make(model, encoder, *, slots, capacity):
+        def make(model, encoder, *, slots, capacity, grammar):
             return ScriptedEngine(encoder, [turns], slots=slots, capacity=capacity)
 
         monkeypatch.setattr("pixelis_jax.rollout.agent.make_engine", make)
@@ -46,6 +47,13 @@ def test_steps_and_answer_are_shown_and_the_trace_replays(run, base, image, scri
         shutil.move(name, tmp_path / "elsewhere" / name)
     status, out, _ = run("replay", "elsewhere/traces/t.jsonl")
     assert status == 0 and "card-0-0: identical (2 calls)" in out
+
+
+def test_constraining_needs_llguidance_and_says_so(run, image, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    status, out, err = run("ask", image, "What is written?", "--constrain")
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert err == "pixelis: calls can be kept to a grammar only with llguidance: pip install 'pixelis-jax[grammar]'\n"
 
 
 def test_json_is_the_trajectory_and_nothing_else(run, base, image, script):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     counts = {"read": 1, "shape": 1}
-    asked = {"samples": 2, "with_tools": True, "no_tools": True}
+    asked = {"samples": 2, "with_tools": True, "no_tools": True, "constrain": False}
     return ConfigDict({"split": "test", "counts": counts, "workers": 0, "slots": 2, **asked})
 """
 
@@ -49,6 +49,14 @@ def test_eval_writes_results_and_traces_that_can_be_moved(run, config, base):
     assert run("replay", "c/trajectories/with_tools-0-0.jsonl")[0] == 0
 
 
+def test_eval_keeps_calls_to_their_grammar(run, config, base):
+    fields = ("--config.constrain=True", "--config.no_tools=False", "--config.samples=0")
+    status, _, err = run("eval", config, f"--model={base}", "--workdir=kept", *fields)
+    assert (status, err) == (0, "")
+    lines = [json.loads(line) for line in Path("kept/trajectories/with_tools-0-0.jsonl").read_text().splitlines()]
+    assert [line["sampling"]["constrain"] for line in lines] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
@@ -56,7 +64,7 @@ def test_eval_writes_results_and_traces_that_can_be_moved(run, config, base):
         ("the field 'slotz' is not known; did you mean 'slots'?", ["--config=slotz.py"]),
         ("slots must be at least 1", ["--config.slots=0"]),
         ("there must be at least one scene", ["--config.counts.read=0", "--config.counts.shape=0"]),
-        ("no field 'counts'", ["--config=train.py"]),
+        ("no field 'constrain'", ["--config=train.py"]),
         ("eval.py is a file", ["--workdir=eval.py"]),
         ("no model 'none'", ["--model=none"]),
         ("required: --model", []),

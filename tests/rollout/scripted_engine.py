@@ -69,6 +69,6 @@ class ScriptedEngine:
             ids = np.asarray(self._encoder.tokenizer.encode(text), np.int32)
             log_probs = -np.arange(1, len(ids) + 1, dtype=np.float32)
             self._length[slot] += len(ids)
-            results.append(BlockResult(slot=slot, ids=ids, log_probs=log_probs, ended=ended))
+            results.append(BlockResult(slot=slot, ids=ids, log_probs=log_probs, forced=np.zeros(len(ids), bool), ended=ended))
         self._ready.clear()
         return results
