@@ -174,7 +174,10 @@ class SimulatedEngine:
                 del self._left[slot]
                 text, _ = self._turns[slot].pop(0)
                 ids = np.asarray(self._encoder.tokenizer.encode(text + "<|im_end|>"), np.int32)
-                results.append(BlockResult(slot=slot, ids=ids, log_probs=np.zeros(len(ids), np.float32), ended="stop"))
+                nothing = np.zeros(len(ids))
+                results.append(
+                    BlockResult(slot=slot, ids=ids, log_probs=nothing.astype(np.float32), forced=nothing > 0, ended="stop")
+                )
         return results
 
 
