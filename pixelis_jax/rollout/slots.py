@@ -153,19 +153,14 @@ def start(slots: Slots, count: jax.Array, source: jax.Array, target: jax.Array, 
         origin, slot = source[index], target[index]
         length = slots.prompt_length[origin]
 
-        def copy(cache: KVCache) -> KVCache:
-            return cache.copy_row(origin, slot, length)
-
-        def rewind(cache: KVCache) -> KVCache:
-            return dataclasses.replace(cache, length=cache.length.at[slot].set(length))
-
         def put(x: jax.Array, value: Any) -> jax.Array:
             return x.at[slot].set(value)
 
         logits, position = slots.prompt_logits[origin], slots.prompt_position[origin]
         return dataclasses.replace(
             slots,
-            cache=jax.lax.cond(origin == slot, rewind, copy, slots.cache),
+            # Also where both are the same: a branch would copy the whole cache, not the row.
+            cache=slots.cache.copy_row(origin, slot, length),
             logits=put(slots.logits, logits),
             position=put(slots.position, position),
             prompt_logits=put(slots.prompt_logits, logits),
