@@ -79,7 +79,7 @@ def behind_cache(
     if tail is not None:
         assert step is not None  # made from the same tail
         state = add(*tail, jnp.arange(tail[0].shape[2]) < step, state)
-    if past[0].shape[2] == page and rows is None:
+    if past[0].shape[2] == page and own[0].shape[2] == 1:
         state = read(0, state)  # without the loop, whose start costs a decoded token more than an empty page
     else:
         state = jax.lax.fori_loop(0, (jnp.max(length) + page - 1) // page, read, state)

@@ -70,10 +70,9 @@ def chunk(rng: np.random.Generator, tokens: int, frames: int = 0, start: int = 0
 
 
 def make_engine(model: policy.Qwen3VL, **options: Any) -> Engine:
-    return Engine(
-        model, **({"slots": 3, "block": 8} | options),
-        capacity=CAPACITY, prefill_rows=2, stop=[[STOP]], banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET,
-    )  # fmt: skip
+    # Two buckets: what these tests wait for is compilation.
+    defaults = {"slots": 3, "block": 8, "prefill_rows": 2, "buckets": ((64, 0), (112, 3)), "stop": [[STOP]], "capacity": CAPACITY}
+    return Engine(model, **(defaults | options), banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET)
 
 
 def options(seed: int, **fields: float) -> SlotOptions:
@@ -283,14 +282,11 @@ def test_a_stop_sequence_ends_a_turn_and_only_as_a_whole(model: policy.Qwen3VL, 
     turns = {seed: play(engine, prompt, options(seed)) for seed in range(8)}
     seed, free = next((seed, ids) for seed, ids in turns.items() if len(ids) > 6 and ids[4] not in ids[:4])
     sequence = free[3:5].tolist()
-    strict = Engine(
-        model, slots=3, block=8, capacity=CAPACITY, stop=[sequence, [STOP, STOP, STOP]], banned_ids=BANNED, tool_open_id=TOOL,
-        patch_bucket=BUCKET,
-    )  # fmt: skip
+    strict = make_engine(model, stop=[sequence, [STOP, STOP, STOP]])
     result = episode(strict, strict.submit(prompt, options(seed)))
     assert result.ended == "stop" and result.ids.tolist() == free[:5].tolist()
     with pytest.raises(ValueError, match="stop sequence"):
-        Engine(model, slots=1, capacity=64, stop=[[]], banned_ids=BANNED, tool_open_id=TOOL, patch_bucket=BUCKET)
+        make_engine(model, stop=[[]])
 
 
 def test_tokens_of_the_episode_are_limited(engine: Engine) -> None:
@@ -342,16 +338,7 @@ def test_long_chunks_go_in_parts_that_never_cut_a_frame(model: policy.Qwen3VL) -
     cut = make_engine(model, buckets=((20, 1),))
     np.testing.assert_array_equal(play(cut, prompt, options(3)), whole)
     with pytest.raises(ValueError, match="takes a frame of 16 tokens"):
-        Engine(
-            model,
-            slots=1,
-            capacity=64,
-            stop=[[STOP]],
-            banned_ids=BANNED,
-            tool_open_id=TOOL,
-            patch_bucket=BUCKET,
-            buckets=((64, 0),),
-        )
+        make_engine(model, buckets=((64, 0),))
 
 
 def test_top_k_narrows_the_choice_and_not_the_log_prob(model: policy.Qwen3VL, engine: Engine) -> None:
