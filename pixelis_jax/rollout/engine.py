@@ -620,7 +620,7 @@ def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> 
             if bucket is not None or end <= start + 1:
                 break
             end -= 1  # too many frames: less of them
-        if bucket is None:
+        if bucket is None or end == start:
             raise CacheFullError(f"a frame of {visual} tokens fits into none of the buckets {list(buckets)}")
         index = chunk.visual_index[start:end]
         part = dataclasses.replace(
