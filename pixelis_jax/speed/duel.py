@@ -51,7 +51,7 @@ class Comparison:
     layout: dict[str, dict[str, int]]
     versions: dict[str, str]
     stages: dict[str, dict[str, list[tuple[float, float]]]]
-    roofline: dict[str, float]
+    roofline: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def ratios(self) -> list[float]:
