@@ -79,6 +79,53 @@ def _plan_order(row: tuple[dict, dict]) -> tuple:
     return models.index(model), programs.index(program["name"]), adapters, slices.index(slice_)
 
 
+def benches(*names: str) -> str:
+    """The policy against transformers + torch: times and peak memory."""
+    lines = [
+        line(["work", "ours, tokens/s", "theirs", "their time / ours", "95 %", "goal", "our memory / theirs"]),
+        "|---" * 7 + "|",
+    ]
+    for name in names:
+        for row in json.loads((RESULTS / "bench" / f"{name}.json").read_text())["rows"]:
+            rates, memory = row["useful_tokens_per_second"], row["memory_ratio"]
+            cells = [row["title"], f"{rates['ours']:,.0f}", f"{rates['theirs']:,.0f}", f"{row['ratio']:.2f}"]
+            cells += ["{:.2f} - {:.2f}".format(*row["interval"]), f"{row['at_least']:g}{'' if row['fast'] else ' (missed)'}"]
+            lines.append(line([*cells, f"{memory:.2f}" if memory else "-"]))
+    return "\n".join(lines)
+
+
+def simulations() -> str:
+    """The agent's loop over a simulated device and tools."""
+    lines = [line(["simulated", "seconds", "device", "tools", "of the bound", "device idle", "batches / ours"]), "|---" * 7 + "|"]
+    for row in json.loads((RESULTS / "bench" / "rollout.json").read_text())["simulated"]:
+        cells = [row["title"], *(f"{row[name]:.1f} s" for name in ("seconds", "device_s", "tool_s_a_worker"))]
+        cells += [percent(row["of_bound"]), percent(row["idle"]), f"{row['over_batches']:.2f}" if "over_batches" in row else "-"]
+        lines.append(line(cells))
+    return "\n".join(lines)
+
+
+def rollouts() -> str:
+    """What `rollout_checks.py` found."""
+    episodes, slots, soak = (
+        json.loads((RESULTS / "rollout" / f"{name}.json").read_text()) for name in ("episodes", "slots", "soak")
+    )
+    apart, company = episodes["log_probs"], slots["against_7_slots"]
+    prefilled = f"{episodes['prefill_ratio']:.3f} tokens prefilled for each that had to be"
+    played = f"{episodes['episodes']} episodes in groups of 8, {episodes['steps']} calls"
+    facts = [
+        f"{played}: {prefilled}, {episodes['compilations']} compilations after warm-up.",
+        f"Sampled log-probs against the trainer's, {apart['tokens']:,} tokens: "
+        f"at most {apart['max']:.1e} apart, P99.9 {apart['p99.9']:.1e}.",
+    ]
+    for name, found in company.items():
+        same = f"{found['identical']} of {found['of']} the same as on 7 slots, {found['to_the_bit']} to the bit"
+        facts.append(f"{name} slots: {same}, log-probs at most {found['log_probs_apart']:.1e} apart.")
+    ends = ", ".join(f"{name} {count:,}" for name, count in soak["stopped"].items())
+    growth = percent(soak["second_half_growth"])
+    facts.append(f"Soak of {soak['episodes']:,} episodes with faults: memory grows by {growth} in the second half; {ends}.")
+    return "\n".join(f"- {fact}" for fact in facts)
+
+
 def gib(size: float | None) -> str:
     """Bytes as GiB; a dash for None."""
     if size is None:
@@ -97,4 +144,5 @@ def line(cells: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    print("\n\n".join([tiny_sft(), plans(), log_prob_memory()]))
+    measured = [benches("policy_dense", "policy_useful"), benches("rollout"), simulations(), rollouts()]
+    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured]))
