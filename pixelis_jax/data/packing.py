@@ -6,6 +6,7 @@ concatenation plus offsets. The policy takes the segments as its attention mask.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -92,28 +93,11 @@ class PackedPlan(BatchPlan):
       rows: numbers of the examples in each row; a batch is the numbers of its rows.
     """
 
-    def __init__(
-        self,
-        sizes: Int[np.ndarray, "N 5"],
-        *,
-        tokens: Sequence[int],
-        frames: Sequence[int],
-        tokens_per_batch: int,
-        rows_multiple: int,
-        seed: int,
-        batches: int,
-    ):
+    def __init__(self, sizes: Int[np.ndarray, "N 5"], *, tokens: Sequence[int], frames: Sequence[int], seed: int, **options: Any):
         """Plans a run; arguments and errors as those of `BatchPlan`."""
         self.rows = plan_run(sizes, tokens=max(tokens), frames=max(frames), seed=seed)
-        super().__init__(
-            row_sizes(sizes, self.rows),
-            tokens=(max(tokens),),
-            frames=(max(frames),),
-            tokens_per_batch=tokens_per_batch,
-            rows_multiple=rows_multiple,
-            seed=seed,
-            batches=batches,
-        )
+        packed = row_sizes(sizes, self.rows)
+        super().__init__(packed, tokens=(max(tokens),), frames=(max(frames),), seed=seed, **options)
 
 
 class PackedSource(BatchSource):

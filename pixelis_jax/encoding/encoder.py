@@ -16,7 +16,7 @@ from etils import epath
 
 from pixelis_jax.encoding.tokenizer import TextTokenizer
 from pixelis_jax.policy import Qwen3VLConfig, mrope_positions, processing, visual_index
-from pixelis_jax.trajectory import tokenize
+from pixelis_jax.trajectory import Role, tokenize
 from pixelis_jax.trajectory.rendering import Segment, Style, ToolsMode, VisionSegment
 from tools_host.protocol import Shown, rounded
 
@@ -114,6 +114,23 @@ class Chunk:
     patches: np.ndarray
     grid: np.ndarray
     media_spans: np.ndarray
+
+    @classmethod
+    def of_text(cls, ids: np.ndarray, model: Qwen3VLConfig, *, patch_bucket: int) -> Chunk:
+        """Returns text alone, int32 `[T]`, as a prompt: no token belongs to a turn, and all positions start at 0."""
+        count = len(ids)
+        positions, following = mrope_positions(ids, [], model)
+        return cls(
+            ids=ids,
+            roles=np.full(count, Role.PROMPT, np.int8),
+            turns=np.full(count, -1, np.int16),
+            positions=positions,
+            next_position=following,
+            visual_index=np.full(count, -1, np.int32),
+            patches=np.zeros((0, patch_bucket, model.vision.patch_dim), np.float32),
+            grid=np.zeros((0, 2), np.int32),
+            media_spans=np.zeros((0, 4), np.int32),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

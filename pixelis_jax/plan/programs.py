@@ -164,18 +164,7 @@ def _prefill(config: ConfigDict, mesh: Mesh) -> Program:
     state = _slots(config, mesh)
     sample = config.sample
     rows, tokens, frames = sample.prefill_rows, sample.prefill_tokens, sample.prefill_frames
-    shapes = {
-        "slot": ((), jnp.int32),
-        "ids": ((tokens,), jnp.int32),
-        "positions": ((tokens, 3), jnp.int32),
-        "visual_index": ((tokens,), jnp.int32),
-        "valid": ((tokens,), jnp.bool_),
-        "next_position": ((), jnp.int32),
-        "patches": ((frames, config.patches, model_config(config).vision.patch_dim), jnp.float32),
-        "grid": ((frames, 2), jnp.int32),
-        "fresh": ((), jnp.bool_),
-        "prompt": ((), jnp.bool_),
-    }
+    shapes = slots_lib.prefill_fields(tokens, frames, config.patches, model_config(config).vision.patch_dim)
     batch = _by_row(rows, shapes, mesh)
     return Program(
         step=f"{rows} chunks of {tokens} tokens and {frames} frames behind caches of {sample.capacity}",
@@ -323,6 +312,7 @@ def _slots(config: ConfigDict, mesh: Mesh) -> slots_lib.Slots:
         sample.capacity + sample.block,
         dtype=_precision(config).compute,
         execution=_execution(config),
+        window=1,
         page=sample.page,
     )
     shapes = jax.eval_shape(make)

@@ -11,9 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelis_jax import sharding
 from pixelis_jax.policy.config import ConfigError
+from pixelis_jax.policy.kv_cache import Pair
 from pixelis_jax.policy.layers import HIDDEN
-
-Pair = tuple[jax.Array, jax.Array]
 
 # Width of a TPU register: the kernel wants tokens and head widths in multiples of it.
 LANES = 128
@@ -55,11 +54,12 @@ def behind_cache(
       ``[B, H, M, Dh]``.
     """
     # A lone token's products are sums over Dh: a matrix product would be called once a row and head.
-    found = scores(q, own[0]) if own[0].shape[2] > 1 else jnp.sum(q.astype(jnp.float32) * own[0], axis=-1, keepdims=True)
+    lone = own[0].shape[2] == 1
+    found = jnp.sum(q.astype(jnp.float32) * own[0], axis=-1, keepdims=True) if lone else scores(q, own[0])
     found = found if bias is None else found + bias
     top = jnp.max(found, axis=-1, keepdims=True)
     weights = jnp.exp(found - top)
-    mixed = _mix(weights, own[1], q.dtype) if own[0].shape[2] > 1 else weights * own[1].astype(jnp.float32)
+    mixed = weights * own[1].astype(jnp.float32) if lone else _mix(weights, own[1], q.dtype)
     state: State = top, jnp.sum(weights, axis=-1, keepdims=True), mixed
 
     def add(k: jax.Array, v: jax.Array, seen: jax.Array, state: State) -> State:
@@ -79,7 +79,7 @@ def behind_cache(
     if tail is not None:
         assert step is not None  # made from the same tail
         state = add(*tail, jnp.arange(tail[0].shape[2]) < step, state)
-    if past[0].shape[2] == page and own[0].shape[2] == 1:
+    if past[0].shape[2] == page and lone:
         state = read(0, state)  # without the loop, whose start costs a decoded token more than an empty page
     else:
         state = jax.lax.fori_loop(0, (jnp.max(length) + page - 1) // page, read, state)

@@ -129,9 +129,16 @@ class TextAttention(nnx.Module):
             # New tokens are not yet in the cache or the tail: reading before the one write at the end lets XLA update in place.
             assert context.length is not None  # made from the same cache
             cached, tail = past
-            where = (context.local_bias if tail is None else None, tail, cached)
             mixed = attention.behind_cache(
-                grouped, (k, v), *where, step=context.step, length=context.length, page=context.page, rows=context.rows
+                grouped,
+                (k, v),
+                context.local_bias if tail is None else None,
+                tail,
+                cached,
+                step=context.step,
+                length=context.length,
+                page=context.page,
+                rows=context.rows,
             )
         return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), (k, v)
 

@@ -206,6 +206,7 @@ class Engine:
         for row, sequence in zip(stops, stop, strict=True):
             row[window - len(sequence) :] = sequence
         self._banned, self._stops = self._put(banned), self._put(stops)
+        self._stop = tuple(map(tuple, stop))
         self._sampleable = _packed(~banned)
         self._slots = self._allocate(model, window, page, byte_budget)
         self._length = np.zeros(slots, np.int64)
@@ -215,7 +216,7 @@ class Engine:
         self._prefills: list[Prefill] = []
         self._starts: list[_Start] = []
         self._decoding: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}  # ids, log-probs, forced
-        self._pending: dict[int, int] = {}  # slot -> prefills and starts that it waits for
+        self._pending: set[int] = set()  # slots that wait for a prefill or their start
         self._flights: list[_Flight] = []
         self._takes_grammars = grammar
         self._grammars: dict[int, CallGrammar] = {}
@@ -257,7 +258,7 @@ class Engine:
         """
         version = self._version + 1 if version is None else version
         live = self._live_versions()
-        if live - {self._version}:
+        if not self.can_update:
             raise ValueError("episodes of two versions are under way; new weights wait until those of the older one have ended")
         if version in live:
             raise ValueError(f"episodes of version {version} are under way")
@@ -297,7 +298,7 @@ class Engine:
         if not holders:
             self._enqueue(self._layout([(slot, prompt)], prompt=True))
         self._starts.append(_Start(holders[0] if holders else slot, slot, options))
-        self._pending[slot] = self._pending.get(slot, 0) + 1
+        self._pending.add(slot)
         return slot
 
     def layout(self, items: Sequence[tuple[int, Chunk]]) -> list[Prefill]:
@@ -331,9 +332,9 @@ class Engine:
     def release(self, slot: int) -> None:
         """Frees a slot whose episode has ended."""
         self._decoding.pop(slot, None)
-        if self._pending.pop(slot, 0):  # its prompt may be what others wait for: what is queued is done, then forgotten
+        if slot in self._pending:  # its prompt may be what others wait for: what is queued is done, then forgotten
+            self._pending.remove(slot)
             self._flush()
-            self._decoding.pop(slot, None)
         self._grammars.pop(slot, None)
         self._calls.pop(slot, None)
         self._free.append(slot)
@@ -496,9 +497,7 @@ class Engine:
 
     def _enqueue(self, prefills: Sequence[Prefill]) -> None:
         self._prefills += prefills
-        for prefill in prefills:
-            for slot in prefill.slots:
-                self._pending[slot] = self._pending.get(slot, 0) + 1
+        self._pending.update(slot for prefill in prefills for slot in prefill.slots)
 
     def _flush(self) -> None:
         """Hands all that waits to the device; its slots decode from now on."""
@@ -549,19 +548,9 @@ class Engine:
 
     def _lay(self, items: Sequence[tuple[int, Chunk, bool, bool]], tokens: int, frames: int) -> Prefill:
         """One fixed batch shape a bucket: rows without a chunk are masked and write nowhere."""
-        rows, vision = self._rows, self._config.vision
-        batch: dict[str, np.ndarray] = {
-            "slot": np.full(rows, self.slots, np.int32),
-            "ids": np.zeros((rows, tokens), np.int32),
-            "positions": np.zeros((rows, tokens, 3), np.int32),
-            "visual_index": np.full((rows, tokens), -1, np.int32),
-            "valid": np.zeros((rows, tokens), bool),
-            "next_position": np.zeros(rows, np.int32),
-            "patches": np.zeros((rows, frames, self.patch_bucket, vision.patch_dim), np.float32),
-            "grid": np.zeros((rows, frames, 2), np.int32),
-            "fresh": np.zeros(rows, bool),
-            "prompt": np.zeros(rows, bool),
-        }
+        fields = slots_lib.prefill_fields(tokens, frames, self.patch_bucket, self._config.vision.patch_dim)
+        batch = {name: np.zeros((self._rows, *shape), dtype) for name, (shape, dtype) in fields.items()}
+        batch["slot"][:], batch["visual_index"][:] = self.slots, -1
         for row, (slot, chunk, prompt, fresh) in enumerate(items):
             count, shown = len(chunk.ids), len(chunk.grid)
             batch["slot"][row] = slot
@@ -581,17 +570,9 @@ class Engine:
 
     def _finish(self, slot: int) -> BlockResult:
         ids, log_probs, forced = map(np.concatenate, zip(*self._decoding.pop(slot), strict=True))
-        ended = "full" if self._length[slot] >= self.capacity else "length"
-        if self._stopped(ids):
-            ended = "stop"
+        stopped = any(tuple(ids[-len(sequence) :].tolist()) == sequence for sequence in self._stop)
+        ended = "stop" if stopped else "full" if self._length[slot] >= self.capacity else "length"
         return BlockResult(slot=slot, ids=ids, log_probs=log_probs, forced=forced, ended=ended)
-
-    def _stopped(self, ids: np.ndarray) -> bool:
-        for sequence in np.asarray(self._stops):
-            sequence = sequence[sequence >= 0]
-            if len(ids) >= len(sequence) and np.array_equal(ids[len(ids) - len(sequence) :], sequence):
-                return True
-        return False
 
 
 def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> list[tuple[tuple[int, int], Chunk]]:

@@ -6,12 +6,13 @@ the rows beside it.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from pixelis_jax import sharding
 from pixelis_jax.policy import Execution, KVCache, Qwen3VL, Qwen3VLConfig, Tail, VisionInputs
@@ -46,7 +47,7 @@ class Slots:
 
     @classmethod
     def create(
-        cls, config: Qwen3VLConfig, slots: int, tokens: int, *, dtype: Any, execution: Execution, window: int = 1, page: int = 512
+        cls, config: Qwen3VLConfig, slots: int, tokens: int, *, dtype: Any, execution: Execution, window: int, page: int
     ) -> "Slots":
         """Returns free slots of `tokens` tokens each."""
         logits, zeros = jnp.zeros((slots, config.text.vocab_size), jnp.float32), jnp.zeros(slots, jnp.int32)
@@ -80,9 +81,27 @@ def slots_shardings(slots: Slots, mesh: Mesh) -> Any:
     return dataclasses.replace(by_row, cache=cache, logits=by_word(slots.logits), prompt_logits=by_word(slots.prompt_logits))
 
 
-def whole(mesh: Mesh | None) -> NamedSharding | None:
-    """Returns the placement of an array that every device holds."""
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+def prefill_fields(tokens: int, frames: int, patches: int, patch_dim: int) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+    """Returns what `prefill` reads of each chunk: name -> shape and number format.
+
+    Args:
+      tokens: T.
+      frames: F.
+      patches: S, patches of a frame.
+      patch_dim: P, numbers of a patch.
+    """
+    return {
+        "slot": ((), jnp.int32),
+        "ids": ((tokens,), jnp.int32),
+        "positions": ((tokens, 3), jnp.int32),
+        "visual_index": ((tokens,), jnp.int32),
+        "valid": ((tokens,), jnp.bool_),
+        "next_position": ((), jnp.int32),
+        "patches": ((frames, patches, patch_dim), jnp.float32),
+        "grid": ((frames, 2), jnp.int32),
+        "fresh": ((), jnp.bool_),
+        "prompt": ((), jnp.bool_),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -93,8 +112,7 @@ def prefill(graph: nnx.GraphDef[Qwen3VL], params: nnx.State, slots: Slots, batch
       graph: structure of the policy.
       params: its parameters.
       slots: donated.
-      batch: ``slot, fresh, next_position`` ``[R]``; ``ids, visual_index, valid`` ``[R, T]``; ``positions`` ``[R, T, 3]``;
-        ``patches`` ``[R, F, S, P]``; ``grid`` ``[R, F, 2]``. A fresh row is a prompt, or the first part of one.
+      batch: `prefill_fields`, R of each. ``prompt``: the chunk belongs to a prompt; ``fresh``: it is the first part of one.
 
     Returns:
       The slots; a new turn begins in those of the chunks.

@@ -42,7 +42,7 @@ class Contestant:
             prefill_rows=min(16, len(examples)),
             buckets=((max(work.lengths), 0), (max(work.lengths), 1)),
         )
-        self._prompts = [_chunk(example, config.vision.patch_dim) for example in examples]
+        self._prompts = [Chunk.of_text(example["ids"], config, patch_bucket=4) for example in examples]
         self._options = SlotOptions(key=np.zeros(2, np.uint32), temperature=0.0, max_turn_tokens=work.new_tokens)
         self._engine.warm_up()
 
@@ -69,21 +69,6 @@ class Contestant:
         parameters, rows = count_parameters(self._work.model), len(self._prompts)
         read = 4 * parameters + self._engine.cache_bytes
         return {"compute": 2 * parameters * rows / _matmul_speed(), "memory": read / _read_speed(read)}
-
-
-def _chunk(example: EncodedExample, patch_dim: int) -> Chunk:
-    count = len(example["ids"])
-    return Chunk(
-        ids=example["ids"],
-        roles=example["roles"],
-        turns=np.zeros(count, np.int16),
-        positions=example["positions"],
-        next_position=count,
-        visual_index=np.full(count, -1, np.int32),
-        patches=np.zeros((0, 4, patch_dim), np.float32),
-        grid=np.zeros((0, 2), np.int32),
-        media_spans=np.zeros((0, 4), np.int32),
-    )
 
 
 def _matmul_speed() -> float:

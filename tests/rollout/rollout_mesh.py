@@ -21,13 +21,7 @@ CONFIG = dataclasses.replace(tiny, text=text, vision=dataclasses.replace(tiny.vi
 
 
 def chunk(random: np.random.Generator, tokens: int) -> Chunk:
-    ids = random.integers(8, 50, tokens).astype(np.int32)
-    positions, following = policy.mrope_positions(ids, [], CONFIG)
-    return Chunk(
-        ids=ids, roles=np.zeros(tokens, np.int8), turns=np.zeros(tokens, np.int16), positions=positions, next_position=following,
-        visual_index=np.full(tokens, -1), patches=np.zeros((0, 16, 384), np.float32), grid=np.zeros((0, 2), np.int32),
-        media_spans=np.zeros((0, 4), np.int32),
-    )  # fmt: skip
+    return Chunk.of_text(random.integers(8, 50, tokens).astype(np.int32), CONFIG, patch_bucket=16)
 
 
 def run(mesh, slots: int) -> list[list[int]]:

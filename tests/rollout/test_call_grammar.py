@@ -79,19 +79,7 @@ def engine(model, encoder, banned):
 
 def text_chunk(encoder, text):
     ids = np.asarray(encoder.tokenizer.encode(text), np.int32)
-    positions, following = policy.mrope_positions(ids, [], encoder.model, start=0)
-    bucket = encoder.prompt.patch_bucket
-    return Chunk(
-        ids=ids,
-        roles=np.zeros(len(ids), np.int8),
-        turns=np.full(len(ids), -1, np.int16),
-        media_spans=np.zeros((0, 4), np.int32),
-        positions=positions,
-        next_position=following,
-        visual_index=np.full(len(ids), -1, np.int32),
-        patches=np.zeros((0, bucket, encoder.model.vision.patch_dim), np.float32),
-        grid=np.zeros((0, 2), np.int32),
-    )
+    return Chunk.of_text(ids, encoder.model, patch_bucket=encoder.prompt.patch_bucket)
 
 
 def options(seed, grammar=None, **fields):
