@@ -130,7 +130,7 @@ def test_the_tpu_compiler_plans_the_tiny_policy(tmp_path):
     assert done.stderr == "".join(f"compiling {name} for v5e-8\n" for name in ("sft", "reference", "prefill", "decode"))
     for program in json.loads(path.read_text())["programs"]:
         assert program["fits"] and 0 < program["memory"]["total"] < 2**30
-        assert program["compiled"]["unknown_loops"] == (program["name"] == "decode")
+        assert (program["compiled"]["unknown_loops"] > 0) == (program["name"] in ("prefill", "decode"))
     # Far too long a sequence: the compiler refuses, and the status says so.
     long = [*SMALL, "programs=('reference',)", "train.tokens=65536", "train.rows=64"]
     done = subprocess.run([*command, *(f"--config.{change}" for change in long)], capture_output=True, text=True, check=False)

@@ -74,7 +74,8 @@ def test_every_program_compiles_and_fits(plan):
         assert record["fits"] and not record["advice"], name
         assert memory["total"] <= memory["hbm"]
         assert memory["arguments"]["parameters"] > 0 and memory["temporaries"] > 0
-        assert record["compiled"]["unknown_loops"] == (name == "decode")
+        # How many tokens a block decodes and how many pages a cache has filled is data.
+        assert (record["compiled"]["unknown_loops"] > 0) == (name in ("prefill", "decode")), name
         bound = record["roofline"]
         assert bound["step_s"] == max(bound["compute_s"], bound["hbm_s"], bound["ici_s"]) > 0
         assert 0 < bound["mfu"] <= 1
@@ -97,9 +98,10 @@ def test_memory_by_kind(plan):
     adapters = plan["adapters"]["memory"]
     assert adapters["arguments"]["parameters"] < 0.6 * sft["arguments"]["parameters"]
     assert adapters["arguments"]["optimizer"] < 0.3 * adapters["arguments"]["parameters"]
-    # Keys and values of 3 layers, 8 slots of 64 tokens, 2 heads of 32, bfloat16; slots over 4, heads over 2 devices.
-    cache = 2 * 3 * 8 * 64 * 2 * 32 * 2 // 8
-    assert cache < plan["decode"]["memory"]["arguments"]["cache"] < 1.4 * cache
+    # Keys and values of 3 layers, 8 slots of 64 tokens and a block of 32, 2 heads of 32, bfloat16, and two times 1,024 logits of
+    # each slot, float32; slots over 4, heads and words over 2 devices.
+    cache = 2 * 3 * 8 * (64 + 32) * 2 * 32 * 2 // 8 + 2 * 8 * 1024 * 4 // 8
+    assert cache < plan["decode"]["memory"]["arguments"]["cache"] < 1.01 * cache
 
 
 @pytest.mark.slow
