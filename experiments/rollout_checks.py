@@ -26,7 +26,6 @@ import jax
 import numpy as np
 import psutil
 from flax import nnx
-from jax import monitoring
 from ml_collections import ConfigDict
 
 from pixelis_jax.commands import models
@@ -35,6 +34,7 @@ from pixelis_jax.data.examples import encode_record
 from pixelis_jax.data.pipeline import Bucket, make_batch
 from pixelis_jax.data.supervised import show
 from pixelis_jax.rollout.agent import Agent, Episode, EpisodeLimits, Request, banned_ids, make_engine
+from pixelis_jax.rollout.tracing import Compilations
 from pixelis_jax.training import sft
 from pixelis_jax.training.log_probs import token_log_probs
 from pixelis_jax.trajectory import ACTION_ROLES, Example
@@ -45,18 +45,6 @@ from tools_host.protocol import ToolError, ToolOutput, ToolPool, ToolRequest
 
 MODEL = "tiny_sft"
 FAMILIES = ("read", "shape", "angle", "where", "blink", "cut", "flash_read", "flash_shape", "follow_read")
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-class Compilations:
-    """Counts what XLA compiles from now on."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration: float, **about: Any) -> None:
-        self.count += event == COMPILED
 
 
 class SlowedPool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pixelis_jax.commands.models import Loaded
     from pixelis_jax.evaluation.run import Outcomes
+    from pixelis_jax.rollout.tracing import Tracer
     from pixelis_jax.trajectory import Example, Trajectory
 
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="a shipped name, a work directory, a checkpoint or a directory in the published layout"
     )
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="where results, trajectories and report go")
+    parser.add_argument("--timeline", metavar="FILE", type=Path, help="spans and counters of the run, for ui.perfetto.dev")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.commands.configs import load_config
     from pixelis_jax.report import write_report
     from pixelis_jax.rollout import call_grammar
+    from pixelis_jax.rollout.tracing import Tracer
 
     config = load_config(args.config, args.overrides)
     _check(args.config, config)
@@ -52,10 +55,13 @@ def run(args: argparse.Namespace) -> int:
     loaded = models.load(args.model)
     open_workdir(args.workdir, {"model": args.model, **config.to_dict()})
     examples = build_examples(args.workdir / "data", config.split, config.counts.to_dict(), workers=config.workers)
+    tracer = Tracer(on=args.timeline is not None)
     conditions = evaluate(
         loaded, examples, args.workdir,
-        slots=config.slots, with_tools=config.with_tools, no_tools=config.no_tools, constrain=config.constrain,
+        slots=config.slots, with_tools=config.with_tools, no_tools=config.no_tools, constrain=config.constrain, tracer=tracer,
     )  # fmt: skip
+    if args.timeline is not None:
+        tracer.save(args.timeline)
     results = results_of(conditions, examples)
     if config.samples:
         results["sampled"] = sample(loaded, examples, args.workdir, slots=config.slots, count=config.samples)
@@ -119,6 +125,7 @@ def evaluate(
     with_tools: bool = True,
     no_tools: bool,
     constrain: bool = False,
+    tracer: Tracer | None = None,
 ) -> dict[str, Outcomes]:
     """Asks all examples with tools, without, or both; writes the trajectories of each when it has ended.
 
@@ -132,7 +139,7 @@ def evaluate(
 
     names = ({"with_tools": True} if with_tools else {}) | ({"without_tools": False} if no_tools else {})
     conditions: dict[str, Outcomes] = {}
-    with agent(loaded, slots=slots, workers=default_workers(), grammar=constrain) as asked:
+    with agent(loaded, slots=slots, workers=default_workers(), grammar=constrain, tracer=tracer) as asked:
         for name, use_tools in names.items():
             with Progress(name.replace("_", " "), start=0, total=len(examples)) as progress:
                 done = 0

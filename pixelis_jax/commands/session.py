@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pixelis_jax.commands.models import Loaded
     from pixelis_jax.rollout.agent import Agent, Request
+    from pixelis_jax.rollout.tracing import Tracer
     from pixelis_jax.trajectory import Step
 
 TIMEOUT_S = 60.0
@@ -25,6 +26,7 @@ def agent(
     imports: tuple[str, ...] = (),
     grammar: bool = False,
     on_step: Callable[[Request, Step], None] | None = None,
+    tracer: Tracer | None = None,
 ) -> Iterator[Agent]:
     """An agent whose tool workers live as long as the context.
 
@@ -35,15 +37,18 @@ def agent(
       imports: Modules of the user's own that register tools.
       grammar: Whether requests may constrain their calls.
       on_step: Called with each step as it happens.
+      tracer: Takes spans and counters.
     """
     from pixelis_jax.rollout.agent import Agent, make_engine
     from tools_host.config import ToolsConfig
     from tools_host.pool import WorkerPool
 
     tools = ToolsConfig(boxes_in_text=loaded.encoder.prompt.boxes_in_text, imports=imports)
-    engine = make_engine(loaded.model, loaded.encoder, slots=slots, capacity=loaded.encoder.prompt.context, grammar=grammar)
+    engine = make_engine(
+        loaded.model, loaded.encoder, slots=slots, capacity=loaded.encoder.prompt.context, grammar=grammar, tracer=tracer
+    )
     with WorkerPool(tools, workers=workers, timeout_s=TIMEOUT_S) as pool:
-        yield Agent(engine, loaded.encoder, pool, tools, policy=loaded.info, on_step=on_step)
+        yield Agent(engine, loaded.encoder, pool, tools, policy=loaded.info, on_step=on_step, tracer=tracer)
 
 
 def default_workers() -> int:

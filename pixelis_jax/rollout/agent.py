@@ -226,6 +226,7 @@ class Agent:
                     if (episode := self._open(self._ahead.popleft())) is not None:
                         yield episode
                 yield from self._observations(block=False)
+                self._tracer.count("episodes that wait for a tool", sum(r.pending is not None for r in self._running.values()))
                 if self._engine.busy:
                     self._engine.begin()
                     with self._tracer.span("prompts", "host"):  # while the device decodes

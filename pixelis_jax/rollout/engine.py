@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from pixelis_jax.rollout import sampling
 from pixelis_jax.rollout import slots as slots_lib
 from pixelis_jax.rollout.call_grammar import CallGrammar, CallMasks, GrammarError
 from pixelis_jax.rollout.sampling import Sampling
-from pixelis_jax.rollout.tracing import Tracer
+from pixelis_jax.rollout.tracing import Compilations, Tracer
 
 # Tokens and frames that one prefill takes of a row. Each pair that occurs compiles once, so they are few and coarse; a longer
 # chunk goes in several parts.
@@ -194,6 +195,8 @@ class Engine:
         self._params, self._version = {version: params}, version
         self._config = model.config
         self._mesh, self._tracer = mesh, tracer or Tracer()
+        self._compilations = Compilations() if self._tracer.on else None
+        self._counted = time.perf_counter(), 0  # when, and the tokens decoded until then
         self._buckets = sorted(buckets, key=lambda bucket: bucket[0] + bucket[1] * patch_bucket)
         self._tool_open_id, self._block, self._rows = tool_open_id, block, prefill_rows
         self.patch_bucket, self.capacity, self.slots = patch_bucket, capacity, slots
@@ -368,6 +371,8 @@ class Engine:
             for _ in range(self._block):
                 if self._calls:
                     results += self._step_calls()
+        if self._compilations is not None:
+            self._draw(len({slot for flight in flights for slot in flight.decoding}), self._compilations.count)
         return results
 
     def warm_up(self) -> None:
@@ -435,6 +440,22 @@ class Engine:
         self.counters.masked += len(self._calls)
         self.counters.forced += int((choices == 1).sum())
         return self._collect(flights, jax.device_get([flight.block for flight in flights]), choices == 1)
+
+    def _draw(self, decoding: int, compilations: int) -> None:
+        """Adds a point to each curve of the trace."""
+        now, decoded = time.perf_counter(), self.counters.decoded
+        before, then = self._counted
+        self._counted = now, decoded
+        busy = sorted(set(range(self.slots)) - set(self._free))
+        for name, value in (
+            ("slots decoding", decoding),
+            ("slots taken", len(busy)),
+            ("tokens a second", (decoded - then) / max(now - before, 1e-9)),
+            ("tokens prefilled", self.counters.prefill_tokens),
+            ("bytes of the cache in use", self.cache_bytes * self._length[busy].sum() / (self.slots * self.capacity)),
+            ("compilations", compilations),
+        ):
+            self._tracer.count(name, float(value))
 
     def _by_version(self, slots: Iterable[int]) -> list[tuple[int, tuple[int, ...]]]:
         """(version, its slots), both in order."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+from jax import monitoring
 
 TRACKS = ("device", "host", "pipeline", "tool")
 
@@ -87,3 +88,14 @@ class Tracer:
                 self._events.append(event)
             else:
                 self._dropped += 1
+
+
+class Compilations:
+    """Counts what XLA compiles in this process from now on; a program that the cache on disk has counts too."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **about: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"

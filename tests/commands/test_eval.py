@@ -26,8 +26,17 @@ def config(tmp_path):
 
 
 def test_eval_writes_results_and_traces_that_can_be_moved(run, config, base):
-    status, out, err = run("eval", config, f"--model={base}", "--workdir=a")
+    status, out, err = run("eval", config, f"--model={base}", "--workdir=a", "--timeline=timeline.json")
     assert (status, err) == (0, "") and "a/report.html: 8 of 8 trajectories" in out
+    events = json.loads(Path("timeline.json").read_text())["traceEvents"]
+    assert {event["name"] for event in events if event["ph"] == "X"} >= {"decode", "dispatch", "layout", "prompts"}
+    curves: dict[str, list[float]] = {}
+    for event in events:
+        if event["ph"] == "C":
+            curves.setdefault(event["name"], []).append(event["args"][event["name"]])
+    assert max(curves["slots decoding"]) == max(curves["slots taken"]) == 2 and max(curves["tokens a second"]) > 0
+    assert curves["tokens prefilled"] == sorted(curves["tokens prefilled"]) and curves["tokens prefilled"][-1] > 0
+    assert max(curves["bytes of the cache in use"]) > 0 and set(curves) >= {"compilations", "episodes that wait for a tool"}
     results = json.loads(Path("a/results.json").read_text())["results"]
     assert [results[name]["n"] for name in ("with_tools", "without_tools")] == [2, 2]
     assert results["without_tools"]["mean_chain"] == 0 and "tool_gain" in results
