@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-# Logit of a banned token. Finite, so that a zero weight on a banned target gives 0 and not NaN.
-BANNED_LOGIT = -1e30
+from pixelis_jax.losses import vocabulary
+from pixelis_jax.losses.vocabulary import Sums
 
 
 class Selected(NamedTuple):
@@ -83,25 +83,12 @@ def token_log_probs(
     """
     chex.assert_rank([unembedding, hidden], [2, targets.ndim + 1])
     chex.assert_equal_shape_prefix([hidden, targets], targets.ndim)
-    count = targets.shape[-1]
-    chunk = min(chunk, count)
-    padding = -count % chunk
-    # Chunks go first, for the loop; rows stay an axis of their own, because a mesh splits them.
-    hidden = jnp.pad(hidden, [(0, 0)] * (hidden.ndim - 2) + [(0, padding), (0, 0)])
-    targets = jnp.pad(targets, [(0, 0)] * (targets.ndim - 1) + [(0, padding)])
-    hidden = jnp.moveaxis(hidden.reshape(*targets.shape[:-1], -1, chunk, hidden.shape[-1]), -3, 0)
-    targets = jnp.moveaxis(targets.reshape(*targets.shape[:-1], -1, chunk), -2, 0)
-    vocab = unembedding.shape[0]
-    blocks = next(n for n in range(-(-vocab // vocab_chunk), vocab + 1) if vocab % n == 0)
+    blocks = vocabulary.block_count(unembedding.shape[0], vocab_chunk)
     if banned is None:
-        banned = jnp.zeros(vocab, bool)
-    log_probs = _log_probs(hidden, unembedding.astype(hidden.dtype), targets, banned, temperature, blocks, vocab_axis)
-    return jnp.moveaxis(log_probs, 0, -2).reshape(*targets.shape[1:-1], -1)[..., :count]
-
-
-def _logits(hidden: Array, block: Array, banned: Array, temperature: float) -> Array:
-    logits = jnp.einsum("...d,vd->...v", hidden, block, preferred_element_type=jnp.float32) / temperature
-    return jnp.where(banned, BANNED_LOGIT, logits)
+        banned = jnp.zeros(unembedding.shape[0], bool)
+    hidden_c, targets_c = (vocabulary.to_chunks(array, targets.ndim - 1, chunk) for array in (hidden, targets))
+    log_probs = _log_probs(hidden_c, unembedding.astype(hidden.dtype), targets_c, banned, temperature, blocks, vocab_axis)
+    return vocabulary.from_chunks(log_probs, targets.shape[-1])
 
 
 def _blocks(unembedding: Array, banned: Array, blocks: int, vocab_axis: str | None) -> tuple[Array, Array, Array]:
@@ -110,7 +97,7 @@ def _blocks(unembedding: Array, banned: Array, blocks: int, vocab_axis: str | No
     first = jnp.arange(blocks) * size
     if vocab_axis:
         first += jax.lax.axis_index(vocab_axis) * unembedding.shape[0]
-    return unembedding.reshape(blocks, size, -1), banned.reshape(blocks, size), first
+    return vocabulary.split_vocabulary(unembedding, blocks), vocabulary.split_vocabulary(banned, blocks), first
 
 
 def _reduce(
@@ -121,25 +108,19 @@ def _reduce(
     def one_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array]:
         hidden_c, targets_c = rows
 
-        def one_block(
-            carry: tuple[Array, Array, Array], part: tuple[Array, Array, Array]
-        ) -> tuple[tuple[Array, Array, Array], None]:
-            top, total, chosen = carry
+        def one_block(carry: tuple[Sums, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Sums, Array], None]:
+            sums, chosen = carry
             block, ban, first = part
-            logits = _logits(hidden_c, block, ban, temperature)
-            higher = jnp.maximum(top, logits.max(axis=-1))
-            total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[..., None]).sum(axis=-1)
+            logits = vocabulary.block_logits(hidden_c, block, ban, temperature)
             place = targets_c - first
             inside = (place >= 0) & (place < len(block))
             found = jnp.take_along_axis(logits, jnp.clip(place, 0, len(block) - 1)[..., None], axis=-1)[..., 0]
-            return (higher, total, jnp.where(inside, found, chosen)), None
+            return (vocabulary.add_block(*sums, logits), jnp.where(inside, found, chosen)), None
 
-        shape = targets_c.shape
-        start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.full(shape, -jnp.inf))
-        (top, total, chosen), _ = jax.lax.scan(one_block, start, _blocks(unembedding, banned, blocks, vocab_axis))
+        start = (vocabulary.no_sums(targets_c.shape, 1), jnp.full(targets_c.shape, -jnp.inf))
+        (sums, chosen), _ = jax.lax.scan(one_block, start, _blocks(unembedding, banned, blocks, vocab_axis))
+        top, (total,) = vocabulary.join_shards(*sums, vocab_axis)
         if vocab_axis:
-            highest = jax.lax.pmax(top, vocab_axis)
-            total, top = jax.lax.psum(total * jnp.exp(top - highest), vocab_axis), highest
             chosen = jax.lax.pmax(chosen, vocab_axis)
         return chosen, top + jnp.log(total)
 
@@ -174,12 +155,12 @@ def _log_probs_backward(
 
         def one_chunk(to_block: Array, rows: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
             hidden_c, targets_c, normaliser_c, gradient_c = rows
-            logits = _logits(hidden_c, block, ban, temperature)
+            logits = vocabulary.block_logits(hidden_c, block, ban, temperature)
             hit = (targets_c - first)[..., None] == jnp.arange(len(block))
             to_logits = gradient_c[..., None] * (hit - jnp.exp(logits - normaliser_c[..., None])) / temperature
             to_logits = jnp.where(ban, 0, to_logits).astype(hidden_c.dtype)
-            to_block += jnp.einsum("...cv,...cd->vd", to_logits, hidden_c, preferred_element_type=jnp.float32)
-            return to_block, jnp.einsum("...cv,vd->...cd", to_logits, block, preferred_element_type=jnp.float32)
+            to_block += vocabulary.block_gradient(to_logits, hidden_c)
+            return to_block, vocabulary.hidden_gradient(to_logits, block)
 
         start = jnp.zeros(block.shape, jnp.float32)
         to_block, added = jax.lax.scan(one_chunk, start, (hidden, targets, normaliser, gradient))

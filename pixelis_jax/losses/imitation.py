@@ -4,6 +4,8 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pixelis_jax.losses.averages import weighted_mean
+
 
 def token_weights(roles: Int[Array, " N"], mask: Float[Array, " N"], role_weights: Float[Array, " R"]) -> Float[Array, " N"]:
     """Weighs each token by its role: `m_t w(role_t)`.
@@ -31,6 +33,4 @@ def imitation_loss(log_probs: Float[Array, "*n"], weights: Float[Array, "*n"]) -
     Returns:
       The loss; 0 where no token has a weight.
     """
-    chex.assert_equal_shape([log_probs, weights])
-    total = jnp.sum(weights)
-    return -jnp.sum(weights * log_probs) / jnp.where(total > 0, total, 1.0)
+    return -weighted_mean(log_probs, weights)

@@ -1,13 +1,13 @@
 """Chunked log-probabilities: equal to the naive form, forward and backward, without its memory."""
 
 import functools
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import largest_array
 
 from pixelis_jax import losses
 
@@ -87,21 +87,6 @@ def test_a_banned_target_of_weight_zero_gives_no_nan() -> None:
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def _largest_array(jaxpr: Any) -> int:
-    """Elements of the largest array that any equation, nested ones too, makes."""
-    largest = 0
-    for equation in jaxpr.eqns:
-        shapes = [variable.aval.shape for variable in equation.outvars]
-        largest = max([largest, *(int(np.prod(shape)) for shape in shapes)])
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                largest = max(largest, _largest_array(inner))
-    return largest
-
-
 def test_logits_of_the_whole_batch_never_exist() -> None:
     n, d, v, chunk, vocab_chunk = 4096, 8, 1000, 256, 250
     hidden, unembedding = jnp.zeros((n, d)), jnp.zeros((v, d))
@@ -114,8 +99,8 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
         return _naive(h, u, targets, 1.0, np.zeros(v, bool)).sum()
 
     # The largest legitimate array is one chunk's logits; the check itself must see the naive form's.
-    assert _largest_array(jax.make_jaxpr(jax.grad(ours, (0, 1)))(hidden, unembedding).jaxpr) == chunk * vocab_chunk
-    assert _largest_array(jax.make_jaxpr(jax.grad(naive, (0, 1)))(hidden, unembedding).jaxpr) >= n * v
+    assert largest_array(jax.make_jaxpr(jax.grad(ours, (0, 1)))(hidden, unembedding).jaxpr) == chunk * vocab_chunk
+    assert largest_array(jax.make_jaxpr(jax.grad(naive, (0, 1)))(hidden, unembedding).jaxpr) >= n * v
 
 
 @pytest.mark.parametrize("jit", [False, True])
