@@ -92,7 +92,7 @@ def _reduce(
         top, (total, weighted) = vocabulary.join_shards(*ours, vocab_axis)
         their_top, (their_total,) = vocabulary.join_shards(*theirs, vocab_axis)
         gap = weighted / total
-        # Differences of like with like, each 0 where policy and reference agree; the normalisers themselves are large.
+        # Differences of like with like, each small where policy and reference agree; the normalisers themselves are large.
         kl = gap - (top - their_top) - (jnp.log(total) - jnp.log(their_total))
         # Rounding may take it just below 0.
         return jnp.maximum(kl, 0.0), top + jnp.log(total), gap

@@ -98,7 +98,8 @@ def test_never_negative_and_zero_from_itself(seed: int, scale: float, vocab_chun
     banned = rng.random(12) < 0.3
     kl = _jitted(hidden, unembedding, other, unembedding, banned=banned, vocab_chunk=vocab_chunk)
     assert (kl >= 0).all() and np.isfinite(kl).all()
-    assert not _jitted(hidden, unembedding, hidden, unembedding, banned=banned, vocab_chunk=vocab_chunk).any()
+    # To a few units of the last place of the sums: an optimising compiler may add the two up in different orders.
+    assert (_jitted(hidden, unembedding, hidden, unembedding, banned=banned, vocab_chunk=vocab_chunk) < 1e-6).all()
 
 
 def test_a_small_divergence_keeps_its_digits() -> None:
