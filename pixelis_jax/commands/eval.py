@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,12 +103,14 @@ def _check(path: Path, config: ConfigDict) -> None:
         raise UserError(f"{path}: slots must be at least 1, got {config.slots}")
 
 
-def build_examples(folder: Path, split: str, counts: Mapping[str, int], *, workers: int) -> list[Example]:
+def build_examples(
+    folder: Path, split: str, counts: Mapping[str, int], *, workers: int, seed: int = 0, reframed: float = 0.0
+) -> list[Example]:
     """Draws a split's scenes into `folder/split` (those that are missing) and returns its examples, media as absolute paths."""
     from pixelis_jax.commands.data import build_split
     from pixelis_jax.data.build import load_examples
 
-    build_split(folder, split, counts, workers, styles={})
+    build_split(folder, split, counts, workers, seed=seed, styles={}, reframed=reframed)
     return [
         dataclasses.replace(example, media=tuple(str((place / path).resolve()) for path in example.media))
         for place, example in load_examples(folder, split)  # type: ignore[arg-type]
@@ -135,7 +136,7 @@ def evaluate(
     from pixelis_jax.commands.session import agent, default_workers
     from pixelis_jax.evaluation import run as evaluation
     from pixelis_jax.training.progress import Progress
-    from pixelis_jax.trajectory.io import write_trajectories
+    from pixelis_jax.trajectory.io import relative_media, write_trajectories
 
     names = ({"with_tools": True} if with_tools else {}) | ({"without_tools": False} if no_tools else {})
     conditions: dict[str, Outcomes] = {}
@@ -152,7 +153,7 @@ def evaluate(
                 conditions[name] = evaluation.run(asked, examples, use_tools=use_tools, constrain=constrain, on_episode=ended)
             path = workdir / "trajectories" / f"{name}-0-0.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_trajectories(path, _relative(conditions[name].values(), path.parent))
+            write_trajectories(path, relative_media(conditions[name].values(), path.parent))
     return conditions
 
 
@@ -161,7 +162,7 @@ def sample(loaded: Loaded, examples: Sequence[Example], workdir: Path, *, slots:
     from pixelis_jax.commands.session import agent, default_workers
     from pixelis_jax.evaluation import headroom
     from pixelis_jax.training.progress import Progress
-    from pixelis_jax.trajectory.io import write_trajectories
+    from pixelis_jax.trajectory.io import relative_media, write_trajectories
 
     total = count * len(examples)
     with (
@@ -171,7 +172,7 @@ def sample(loaded: Loaded, examples: Sequence[Example], workdir: Path, *, slots:
         ended = itertools.count(1)
         samples = headroom.sample(asked, examples, count=count, on_episode=lambda _: progress.advance(next(ended)))
     path = workdir / "trajectories" / "sampled-0-0.jsonl"
-    write_trajectories(path, _relative([trajectory for group in samples.values() for trajectory in group], path.parent))
+    write_trajectories(path, relative_media([trajectory for group in samples.values() for trajectory in group], path.parent))
     return headroom.summarize_samples(samples)
 
 
@@ -233,17 +234,3 @@ def _line(name: str, summary: Mapping[str, Any], results: Mapping[str, Any], con
         f"{100 * results['tool_gain']:.1f} %" if both else "",
         f"{100 * results['tool_harm']:.1f} %" if both else "",
     )
-
-
-def _relative(trajectories: Any, folder: Path) -> list[Trajectory]:
-    """Media named relative to the trace, so that a work directory can be moved."""
-    return [
-        dataclasses.replace(
-            trajectory,
-            media=tuple(
-                medium if medium.uri is None else dataclasses.replace(medium, uri=os.path.relpath(medium.uri, folder.resolve()))
-                for medium in trajectory.media
-            ),
-        )
-        for trajectory in trajectories
-    ]

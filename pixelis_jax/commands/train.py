@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pixelis_jax.policy import Qwen3VL
 
 DIVERGED, STOPPED_EARLY = 1, 3
-PHASES = ("look", "sft")
+PHASES = ("look", "sft", "ccrft")
 SAY_EVERY = 2000
 
 
@@ -45,13 +45,14 @@ def run(args: argparse.Namespace) -> int:
     """Builds the data if there is none, trains, and writes the model."""
     from pixelis_jax.commands.configs import load_config
     from pixelis_jax.sharding import initialize_distributed
+    from pixelis_jax.training.watch import CollapseError
 
     config = load_config(args.config, args.overrides)
     initialize_distributed()
     _check(args.config, config)
     try:
         finished = train(config, args.workdir)
-    except FloatingPointError as error:
+    except (FloatingPointError, CollapseError) as error:
         print(f"pixelis: {error}", file=sys.stderr)
         return DIVERGED
     if finished:
@@ -71,31 +72,38 @@ def train(config: ConfigDict, workdir: Path) -> bool:
       RecordError: `config.data` cannot be read, or an example fits into no bucket.
       WorkdirError: The directory is another run's, or no work directory.
       FloatingPointError: The loss is no longer finite.
+      CollapseError: Reinforcement learning has fallen under one of its floors.
     """
     import jax
 
-    from pixelis_jax.commands import models
+    from pixelis_jax.commands import models, reinforce
     from pixelis_jax.data.records import RecordSource
     from pixelis_jax.policy.adapters import merge_adapters
     from pixelis_jax.rollout.agent import banned_ids
-    from pixelis_jax.training import loop, sft
+    from pixelis_jax.training import ccrft, loop, sft
     from pixelis_jax.workdir import Workdir, describe_environment
 
     if config.init_from:
         models.locate(config.init_from, finished=True)
-    if config.data and not Path(config.data).exists():
-        raise UserError(f"config.data: no such file: {config.data}")
-    if config.data:
-        RecordSource(config.data)
+    given = config.get("data", "")
+    if given and not Path(given).exists():
+        raise UserError(f"config.data: no such file: {given}")
+    if given:
+        RecordSource(given)
     # Opened before anything is put into it: a directory of another run keeps its files, and gets none of this one.
     environment = describe_environment(config.seed)
-    Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=loop.MAY_DIFFER)
+    may_differ = ccrft.MAY_DIFFER if config.phase == "ccrft" else loop.MAY_DIFFER
+    Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=may_differ)
     _use_compilation_cache(workdir)
     with _first_process_first():
         loaded = _initial(config, workdir)
         models.save_files(loaded.encoder, workdir / models.POLICY_FOLDER)
-        data = Path(config.data) if config.data else build_data(config, workdir, loaded)
-    model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
+        if config.phase != "ccrft":
+            data = Path(given) if given else build_data(config, workdir, loaded)
+    if config.phase == "ccrft":
+        model, result = reinforce.train(config, workdir, loaded)
+    else:
+        model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
     if result.finished and not (workdir / models.MODEL_FOLDER).exists():
         _gather(model)
         if jax.process_index() == 0:
@@ -162,7 +170,8 @@ def _counted(examples: Iterable[EncodedExample]) -> Iterator[EncodedExample]:
 
 def _check(path: Path, config: ConfigDict) -> None:
     """Raises UserError for a config that cannot be trained."""
-    from configs import tiny_base, tiny_sft
+    from configs import tiny_base, tiny_ccrft, tiny_sft
+    from pixelis_jax.commands import reinforce
     from pixelis_jax.commands.configs import check_fields
     from pixelis_jax.commands.data import check_counts
     from pixelis_jax.data.captions import KINDS
@@ -174,22 +183,29 @@ def _check(path: Path, config: ConfigDict) -> None:
 
     if config.get("phase") not in PHASES:
         raise UserError(f"{path}: phase is {config.get('phase')!r}, expected one of {', '.join(PHASES)}")
-    check_fields(path, config, (tiny_base if config.phase == "look" else tiny_sft).get_config())
+    shipped = {"look": tiny_base, "sft": tiny_sft, "ccrft": tiny_ccrft}[config.phase]
+    check_fields(path, config, shipped.get_config())
     _check_ranges(path, config)
-    if not 0 <= config.optimizer.warmup_steps < config.total_steps:
-        warmup = f"optimizer.warmup_steps ({config.optimizer.warmup_steps})"
-        raise UserError(f"{path}: {warmup} must be at least 0 and less than total_steps ({config.total_steps})")
+    if config.phase == "ccrft":
+        reinforce.check(path, config)
+    updates, words = config.total_steps, f"total_steps ({config.total_steps})"
+    if config.phase == "ccrft":
+        updates, words = updates * config.minibatches, f"{words} times minibatches ({config.minibatches})"
+    if not 0 <= config.optimizer.warmup_steps < updates:
+        raise UserError(
+            f"{path}: optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be at least 0 and less than {words}"
+        )
     for name in ("log_every", "checkpoint_every_steps", "keep_checkpoints"):
-        if config[name] is not None and config[name] < 1:
+        if config.get(name) is not None and config[name] < 1:
             raise UserError(f"{path}: {name} must be at least 1, got {config[name]}")
-    if not config.data:
+    if not config.get("data"):
         check_counts(config.scenes.counts.to_dict(), config.scenes.workers)
         if config.phase == "look" and set(config.scenes.kinds) - set(KINDS):
             raise UserError(f"{path}: scenes.kinds must be among {', '.join(KINDS)}, got {', '.join(config.scenes.kinds)}")
         styles = config.scenes.get("styles", {})
         if config.phase == "sft" and (set(styles) - set(STYLES) or sum(styles.values()) <= 0 or min(styles.values()) < 0):
             raise UserError(f"{path}: scenes.styles must be shares of {', '.join(STYLES)}, got {styles.to_dict()}")
-        if config.phase == "sft" and config.scenes.split not in SPLITS:
+        if config.phase != "look" and config.scenes.split not in SPLITS:
             raise UserError(f"{path}: no split {config.scenes.split!r} (known: {', '.join(SPLITS)})")
         if not 0 <= config.scenes.reframed <= 1:
             raise UserError(f"{path}: scenes.reframed is a share, got {config.scenes.reframed}")
@@ -201,7 +217,8 @@ def _check(path: Path, config: ConfigDict) -> None:
         raise UserError(f"{path}: trainable is {config.trainable!r}, known are {', '.join(sft.TRAINABLE)}")
     try:
         sft.check_base(config.trainable, config.lora.base)
-        sft.check_packing(config)
+        if config.phase != "ccrft":
+            sft.check_packing(config)
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from error
     if (config.trainable == "adapters") != bool(config.lora.rank):
@@ -233,7 +250,7 @@ def _check_ranges(path: Path, config: ConfigDict) -> None:
         return lambda values: len(values) > 0 and all(map(fits, values))
 
     ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("a whole number of at least 1", whole, "total_steps operations loss.chunk buckets.tokens_per_batch"),
+        ("a whole number of at least 1", whole, "total_steps operations loss.chunk loss.vocab_chunk buckets.tokens_per_batch"),
         ("a whole number in 0 .. 2^32 - 1", lambda value: whole(value, 0, SEEDS), "seed scenes.seed"),
         ("whole numbers of at least 1", several(whole), "buckets.tokens buckets.frames"),
         (
@@ -275,7 +292,7 @@ def _initial(config: ConfigDict, workdir: Path) -> Loaded:
     options = model_options(config)
     if config.init_from:
         loaded = models.load(config.init_from, **options)
-        prompt = dataclasses.replace(loaded.encoder.prompt, blind=config.blind)
+        prompt = dataclasses.replace(loaded.encoder.prompt, blind=config.get("blind", False))
         return dataclasses.replace(loaded, encoder=dataclasses.replace(loaded.encoder, prompt=prompt))
     initial = workdir / "initial"
     if not initial.exists():

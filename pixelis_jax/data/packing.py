@@ -18,14 +18,12 @@ from pixelis_jax.data.records import MERGE_UNIT, SIZES, EncodedExample, RecordEr
 WINDOW = 1024
 
 
-def plan_rows(lengths: Int[np.ndarray, " N"], frames: Int[np.ndarray, " N"], *, tokens: int, most_frames: int) -> list[list[int]]:
+def plan_rows(sizes: Int[np.ndarray, "N K"], room: Sequence[int]) -> list[list[int]]:
     """Decides which examples share a row: first-fit decreasing (Johnson 1973, "Near-optimal bin packing algorithms").
 
     Args:
-      lengths: tokens of each example.
-      frames: frames of each example.
-      tokens: room of a row.
-      most_frames: frames that a row can hold.
+      sizes: of each example: tokens, frames, and whatever else a row has only so much room for.
+      room: of a row, in the same order.
 
     Returns:
       The numbers of the examples in each row, each example once; a function of the arguments alone.
@@ -33,22 +31,24 @@ def plan_rows(lengths: Int[np.ndarray, " N"], frames: Int[np.ndarray, " N"], *, 
     Raises:
       RecordError: an example is larger than a row.
     """
-    too_large = np.flatnonzero((lengths > tokens) | (frames > most_frames))
+    too_large = np.flatnonzero((sizes > room).any(axis=1))
     if too_large.size:
-        first = too_large[0]
-        size = f"{lengths[first]} tokens and {frames[first]} frames"
-        raise RecordError(f"an example of {size} does not fit into a row of {tokens} and {most_frames}")
+        names = ("tokens", "frames", "weighted tokens")
+        asked, held = (
+            " and ".join(f"{size} {name}" for size, name in zip(values, names, strict=False))
+            for values in (sizes[too_large[0]], room)
+        )
+        raise RecordError(f"an example of {asked} does not fit into a row of {held}")
     rows: list[list[int]] = []
-    left: list[tuple[int, int]] = []
-    for number in np.argsort(-lengths, kind="stable").tolist():
-        length, count = int(lengths[number]), int(frames[number])
-        fitting = (row for row, (room, free) in enumerate(left) if length <= room and count <= free)
+    left: list[np.ndarray] = []
+    for number in np.argsort(-sizes[:, 0], kind="stable").tolist():
+        fitting = (row for row, free in enumerate(left) if (sizes[number] <= free).all())
         row = next(fitting, len(rows))
         if row == len(rows):
             rows.append([])
-            left.append((tokens, most_frames))
+            left.append(np.asarray(room))
         rows[row].append(number)
-        left[row] = left[row][0] - length, left[row][1] - count
+        left[row] = left[row] - sizes[number]
     return rows
 
 
@@ -70,8 +70,8 @@ def plan_run(sizes: Int[np.ndarray, "N 5"], *, tokens: int, frames: int, seed: i
     rows: list[list[int]] = []
     order = np.random.default_rng([seed, len(sizes)]).permutation(len(sizes))
     for window in np.split(order, range(WINDOW, len(order), WINDOW)):
-        lengths, counts = sizes[window, SIZES.index("tokens")], sizes[window, SIZES.index("frames")]
-        rows += [window[row].tolist() for row in plan_rows(lengths, counts, tokens=tokens, most_frames=frames)]
+        asked = np.stack([sizes[window, SIZES.index(name)] for name in ("tokens", "frames")], axis=1)
+        rows += [window[row].tolist() for row in plan_rows(asked, (tokens, frames))]
     return rows
 
 

@@ -29,6 +29,7 @@ from pixelis_jax.losses.policy_gradient import (
     clipped_policy_gradient,
     group_advantages,
     k3,
+    turn_advantages,
     zero_spread,
 )
 from pixelis_jax.losses.vocabulary import BANNED_LOGIT
@@ -62,6 +63,7 @@ __all__ = [
     "token_kl",
     "token_log_probs",
     "token_weights",
+    "turn_advantages",
     "update_control",
     "weighted_mean",
     "zero_spread",

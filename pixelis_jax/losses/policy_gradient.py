@@ -1,5 +1,6 @@
 """The clipped policy gradient and the advantages that it weighs tokens by (algorithms.md, section 2)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -105,6 +106,36 @@ def group_advantages(
     centred = np.where(valid, rewards - rewards.sum(axis=1, keepdims=True) / count, 0.0)
     std = np.sqrt(np.square(centred).sum(axis=1, keepdims=True) / count)
     return centred / np.maximum(std, least_std)
+
+
+def turn_advantages(
+    returns: Sequence[Float[np.ndarray, " turns"]], valid: Bool[np.ndarray, " n"], *, least_std: float = 0.25
+) -> list[Float[np.ndarray, " turns"]]:
+    """Advantages turn by turn within one group: `(G_t - mean G_t) / max(std, least_std)`. Numpy, on the host.
+
+    The baseline of turn t is the mean over the group's valid trajectories of what each earned from turn t on, or, where it has
+    fewer turns, from its last; `std` is that of whole trajectories, as in `group_advantages`.
+
+    Args:
+      returns: reward earned from each turn on, of each trajectory.
+      valid: whether a trajectory counts.
+      least_std: least divisor, above 0.
+
+    Returns:
+      The advantages of each trajectory's turns; 0 where it is not valid.
+    """
+    if len(returns) != len(valid):
+        raise ValueError(f"{len(returns)} trajectories, but {len(valid)} say whether they count")
+    counted = [own for own, counts in zip(returns, valid, strict=True) if counts]
+    if not counted:
+        return [np.zeros(len(own)) for own in returns]
+    divisor = max(float(np.std([own[0] for own in counted])), least_std)
+
+    def baseline(turn: int) -> float:
+        return float(np.mean([own[min(turn, len(own) - 1)] for own in counted]))
+
+    baselines = np.array([baseline(turn) for turn in range(max(map(len, returns)))])
+    return [(own - baselines[: len(own)]) / divisor * bool(counts) for own, counts in zip(returns, valid, strict=True)]
 
 
 def zero_spread(task_rewards: Float[np.ndarray, "G n"], valid: Bool[np.ndarray, "G n"]) -> Bool[np.ndarray, " G"]:

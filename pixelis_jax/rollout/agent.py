@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,11 +97,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Episode:
-    """A finished episode: what happened, and the tokens as they were sampled."""
+    """A finished episode: what happened, the tokens as they were sampled, and what the policy saw of each medium."""
 
     request: Request
     trajectory: Trajectory
     tokens: TokenRecord
+    thumbnails: Mapping[int, Thumbnail]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -478,7 +479,7 @@ class Agent:
             policy_step=np.where(sampled, version, -1).astype(np.int32),
             media_spans=spans.astype(np.int32).reshape(-1, 4),
         )
-        return Episode(request=request, trajectory=trajectory, tokens=tokens)
+        return Episode(request=request, trajectory=trajectory, tokens=tokens, thumbnails=running.thumbnails)
 
 
 _NOBODY = Example(id="", question="", media=(), verifier="exact", truth="", source=Source(dataset=""))

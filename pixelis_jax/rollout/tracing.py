@@ -97,5 +97,5 @@ class Compilations:
         self.count = 0
         monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **about: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **about: str | int) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"

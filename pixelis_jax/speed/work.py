@@ -76,7 +76,7 @@ def make_our_batch(work: Work, examples: Sequence[EncodedExample]) -> Batch:
     if work.packed:
         frames = np.array([len(example["grid"]) for example in examples])
         most = int(frames.max() + np.median(frames))  # so that no row is mostly padded frames
-        plan = packing.plan_rows(np.array(work.lengths), frames, tokens=max(work.lengths), most_frames=most)
+        plan = packing.plan_rows(np.stack([np.array(work.lengths), frames], axis=1), (max(work.lengths), most))
         rows = [[examples[number] for number in row] for row in plan]
         return packing.make_packed_batch(rows, packing.packed_bucket(rows), PATCH)
     return make_batch(examples, packing.packed_bucket(rows), PATCH)

@@ -110,7 +110,7 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
         contextlib.closing(checkpoints),
         contextlib.closing(writer),
         Progress(phase.name, start=step, total=config.total_steps) as progress,
-        _catch_signals() as interrupted,
+        catch_signals() as interrupted,
         on_mesh(mesh),
     ):
         if step == 0:
@@ -253,7 +253,7 @@ def _any_process(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _catch_signals() -> Iterator[threading.Event]:
+def catch_signals() -> Iterator[threading.Event]:
     """Turns SIGTERM and the first Ctrl-C into an event that the loop looks at after each step; a second one ends at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from pixelis_jax.trajectory.codec import from_json, json_schema, to_json, unwrit
 from pixelis_jax.trajectory.consistency import check_consistent
 from pixelis_jax.trajectory.errors import TrajectoryError
 from pixelis_jax.trajectory.types import SCHEMA, Example, TokenRecord, Trajectory
+from tools_host.protocol import Media
 
 _RECORD_TYPES = {
     "ids": np.int32,
@@ -45,6 +47,18 @@ def trajectory_from_json(value: Any) -> Trajectory:
     if schema != SCHEMA:
         raise TrajectoryError(f"schema: expected {SCHEMA!r}, got {schema!r}; this version reads no other")
     return from_json(Trajectory, {key: item for key, item in value.items() if key != "schema"})
+
+
+def relative_media(trajectories: Iterable[Trajectory], folder: epath.PathLike) -> list[Trajectory]:
+    """Names media relative to the folder that the traces will lie in, so that both can be moved together."""
+    place = epath.Path(folder).resolve()
+
+    def moved(medium: Media) -> Media:
+        return medium if medium.uri is None else dataclasses.replace(medium, uri=os.path.relpath(medium.uri, place))
+
+    return [
+        dataclasses.replace(trajectory, media=tuple(moved(medium) for medium in trajectory.media)) for trajectory in trajectories
+    ]
 
 
 def trajectory_schema() -> dict[str, Any]:

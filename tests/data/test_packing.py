@@ -12,7 +12,7 @@ PATCH = 4
 
 def _plan(lengths, frames=None, tokens=10, most_frames=9):
     frames = np.zeros(len(lengths), int) if frames is None else np.array(frames)
-    return packing.plan_rows(np.array(lengths), frames, tokens=tokens, most_frames=most_frames)
+    return packing.plan_rows(np.stack([lengths, frames], axis=1), (tokens, most_frames))
 
 
 def test_the_longest_go_first_and_each_into_the_first_row_with_room():
@@ -24,8 +24,15 @@ def test_frames_fill_a_row_too():
     assert _plan([3, 3, 3], frames=[2, 2, 1], most_frames=3) == [[0, 2], [1]]
 
 
+def test_a_row_has_room_for_so_many_weighted_tokens():
+    sizes = np.array([[3, 0, 2], [3, 0, 2], [3, 0, 1]])
+    assert packing.plan_rows(sizes, (10, 9, 3)) == [[0, 2], [1]]
+    with pytest.raises(records.RecordError, match="0 frames and 2 weighted tokens does not fit into a row of 10 tokens and 9"):
+        packing.plan_rows(sizes, (10, 9, 1))
+
+
 def test_an_example_larger_than_a_row_is_refused():
-    with pytest.raises(records.RecordError, match="11 tokens and 0 frames does not fit into a row of 10 and 9"):
+    with pytest.raises(records.RecordError, match="11 tokens and 0 frames does not fit into a row of 10 tokens and 9 frames"):
         _plan([3, 11])
     with pytest.raises(records.RecordError, match="3 tokens and 10 frames"):
         _plan([3], frames=[10])
@@ -35,7 +42,7 @@ def test_an_example_larger_than_a_row_is_refused():
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 4)), min_size=1, max_size=40))
 def test_each_example_once_within_the_room_and_no_two_rows_could_be_one(sizes):
     lengths, frames = map(np.array, zip(*sizes, strict=True))
-    rows = packing.plan_rows(lengths, frames, tokens=20, most_frames=4)
+    rows = packing.plan_rows(np.stack([lengths, frames], axis=1), (20, 4))
     assert sorted(number for row in rows for number in row) == list(range(len(sizes)))
     totals = np.array([[lengths[row].sum(), frames[row].sum()] for row in rows])
     assert (totals <= [20, 4]).all()

@@ -70,7 +70,7 @@ class BackwardAgent:
             tokens = TokenRecord(
                 ids=nothing, roles=nothing, log_probs=nothing, forced=nothing, policy_step=nothing, media_spans=nothing
             )
-            yield Episode(request=request, trajectory=EPISODES[request.example.id], tokens=tokens)
+            yield Episode(request=request, trajectory=EPISODES[request.example.id], tokens=tokens, thumbnails={})
 
 
 @pytest.fixture

@@ -107,3 +107,25 @@ def test_zero_spread() -> None:
 def test_shapes_must_agree(function: functools.partial) -> None:
     with pytest.raises(AssertionError):
         function(np.zeros((2, 3)), np.ones((3, 2), bool))
+
+
+def test_turn_advantages_by_hand():
+    # Whole trajectories earn 2.0, 1.0 and 0.0 (the last does not count): std 0.5 over the first two.
+    returns = [np.array([2.0, 1.5, 1.0]), np.array([1.0]), np.array([0.0, 5.0])]
+    valid = np.array([True, True, False])
+    found = losses.turn_advantages(returns, valid, least_std=0.25)
+    # Baselines: 1.5; then 1.5 and, of the second's last turn, 1.0; then 1.0 and 1.0.
+    np.testing.assert_allclose(found[0], [1.0, 0.5, 0.0])
+    np.testing.assert_allclose(found[1], [-1.0])
+    assert found[2].tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(losses.turn_advantages(returns, valid, least_std=1.0)[1], [-0.5])
+    assert [row.tolist() for row in losses.turn_advantages(returns, np.zeros(3, bool))] == [[0, 0, 0], [0], [0, 0]]
+
+
+def test_where_nothing_is_earned_on_the_way_turns_share_the_trajectory_s_advantage():
+    rewards = np.array([[1.0, 0.0, 1.0]])
+    valid = np.ones((1, 3), bool)
+    found = losses.turn_advantages([np.full(2, value) for value in rewards[0]], valid[0])
+    expected = losses.group_advantages(rewards, valid)[0]
+    np.testing.assert_allclose([row[0] for row in found], expected)
+    np.testing.assert_allclose([row[1] for row in found], expected)

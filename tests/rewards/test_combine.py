@@ -22,10 +22,12 @@ def test_by_hand() -> None:
         "curiosity": 0.5,
         "coherence": -1.0,
         "penalty": 2.0,
+        "usage": 0.0,
         "weighted_task": 1.0,
         "weighted_curiosity": 0.25,
         "weighted_coherence": -0.25,
         "weighted_penalty": -0.25,
+        "weighted_usage": 0.0,
         "total": 0.75,
     }
     assert rewards.combine(1.0, 0.5, -0.2, 1.5, rewards.Weights()).total == pytest.approx(1.0 + 0.025 - 0.02 - 0.15)
@@ -53,7 +55,7 @@ def test_logged_parts_add_up_to_the_logged_total_to_the_bit(task, curiosity, coh
     logged = json.loads(json.dumps(dataclasses.asdict(rewards.combine(task, curiosity, coherence, penalty, weights))))
     weighted = [value for name, value in logged.items() if name.startswith("weighted_")]
     for order in itertools.permutations(weighted):
-        assert ((order[0] + order[1]) + order[2]) + order[3] == logged["total"]
+        assert sum(order) == logged["total"]
     assert np.sum(weighted) == math.fsum(weighted) == logged["total"]
     exact = task + weights.curiosity * curiosity + weights.coherence * coherence - weights.penalty * penalty
     assert logged["total"] == pytest.approx(exact, abs=1e-11)

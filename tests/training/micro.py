@@ -82,6 +82,18 @@ def make_example(rng: np.random.Generator, *, tokens: int = 20, grids: tuple[tup
     }
 
 
+def make_sampled(
+    roles: list[int], *, seed: int = 0, grids: tuple[tuple[int, int], ...] = (), banned: tuple[int, ...] = ()
+) -> dict:
+    """An episode of these roles as an encoded example; what was sampled weighs 1, and the heads have nothing to say."""
+    example = make_example(np.random.default_rng(seed), tokens=len(roles), grids=grids)
+    example |= {name: example[name][:0] for name in example if name.startswith(("op_", "box", "point", "span"))}
+    example["ids"] = np.where(np.isin(example["ids"], banned), 7, example["ids"]).astype(np.int32)
+    example["roles"] = np.array(roles, np.int8)
+    example["weights"] = (example["roles"] > 1).astype(np.float32)
+    return example
+
+
 def make_examples(count: int, seed: int = 0) -> list[dict]:
     """Examples of 12 to 31 tokens with two frames of different sizes, or with one."""
     rng = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ def draw(seed: int, lengths: list[int]) -> list[dict]:
 
 def pack(examples: list[dict]) -> tuple[list[list[int]], pipeline.Batch]:
     lengths, frames = (np.array([len(one[name]) for one in examples]) for name in ("ids", "grid"))
-    rows = packing.plan_rows(lengths, frames, tokens=PACKED.tokens, most_frames=PACKED.frames)
+    rows = packing.plan_rows(np.stack([lengths, frames], axis=1), (PACKED.tokens, PACKED.frames))
     bucket = dataclasses.replace(PACKED, rows=len(rows))
     return rows, packing.make_packed_batch([[examples[n] for n in row] for row in rows], bucket, micro.PATCH)
 
