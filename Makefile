@@ -4,17 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 PARITY_ARGS ?=
+FIGURES_ARGS ?=
 export JAX_PLATFORMS ?= cpu
 # Keeps large blocks between training steps instead of faulting them in again (docs/training.md).
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help demo test test-slow notebook oracle parity lint format lock clean
+.PHONY: help demo test test-slow notebook oracle parity figures lint format lock clean
 
 help:
 	@echo 'make demo      set up, train the tiny policy on this machine, evaluate it, write the report'
 	@echo 'make test      set up, run the tests'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make notebook  execute the notebooks of experiments/'
+	@echo 'make figures   draw the figures from experiments/results/'
 	@echo 'make oracle    the tests against transformers + torch, in an environment of their own'
 	@echo 'make parity    how far the policy is from transformers + torch: a table'
 
@@ -54,6 +56,9 @@ oracle: .venv-oracle/.installed
 
 parity: .venv-oracle/.installed
 	.venv-oracle/bin/python tests/oracle/parity_table.py $(PARITY_ARGS)
+
+figures: $(VENV)/.installed
+	$(BIN)/python experiments/figures.py $(FIGURES_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-oracle .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

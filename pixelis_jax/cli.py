@@ -28,6 +28,7 @@ COMMANDS = {
     "data": "build scenes and oracle traces, or audit a data set for near-duplicates",
     "train": "train a phase; resumes by itself from its work directory",
     "eval": "judge a model on scenes, with and without tools",
+    "sweep": "run every combination of a sweep's variants, or print the commands",
     "plan": "compile for a TPU slice, on a machine without one",
     "convert": "convert weights between the published layout and Orbax",
     "bench": "measure what the README claims",

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.rollout.tracing import Tracer
 
     config = load_config(args.config, args.overrides)
-    _check(args.config, config)
+    check_config(args.config, config)
     if config.constrain:
         call_grammar.require()
     loaded = models.load(args.model)
@@ -84,7 +84,7 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any]) -> None:
     Workdir.create(workdir, config=settings, environment=describe_environment(0), may_differ=("slots", "workers"))
 
 
-def _check(path: Path, config: ConfigDict) -> None:
+def check_config(path: Path, config: ConfigDict) -> None:
     """Raises UserError for a config that cannot be evaluated."""
     from configs import eval_scenes
     from pixelis_jax.commands.configs import check_fields

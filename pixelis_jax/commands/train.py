@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     initialize_distributed()
-    _check(args.config, config)
+    check_config(args.config, config)
+    _check_mesh(args.config, config)
     try:
         finished = train(config, args.workdir)
     except (FloatingPointError, CollapseError) as error:
@@ -168,8 +169,8 @@ def _counted(examples: Iterable[EncodedExample]) -> Iterator[EncodedExample]:
         yield example
 
 
-def _check(path: Path, config: ConfigDict) -> None:
-    """Raises UserError for a config that cannot be trained."""
+def check_config(path: Path, config: ConfigDict) -> None:
+    """Raises UserError for a config that can be trained nowhere; looks at no device and at no file but the config."""
     from configs import tiny_base, tiny_ccrft, tiny_sft
     from pixelis_jax.commands import reinforce
     from pixelis_jax.commands.configs import check_fields
@@ -178,7 +179,6 @@ def _check(path: Path, config: ConfigDict) -> None:
     from pixelis_jax.data.scenes import FAMILIES, SPLITS
     from pixelis_jax.data.traces import STYLES
     from pixelis_jax.policy import ConfigError
-    from pixelis_jax.sharding import create_mesh
     from pixelis_jax.training import sft
 
     if config.get("phase") not in PHASES:
@@ -229,6 +229,12 @@ def _check(path: Path, config: ConfigDict) -> None:
         model_options(config)
     except (ConfigError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _check_mesh(path: Path, config: ConfigDict) -> None:
+    """Raises UserError for a mesh that the devices here cannot make."""
+    from pixelis_jax.sharding import create_mesh
+
     try:
         create_mesh(**config.mesh)
     except (TypeError, ValueError, ZeroDivisionError) as error:

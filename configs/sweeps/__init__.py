@@ -1,0 +1,1 @@
+"""Sweeps of the configs beside them (`pixelis sweep --help`)."""

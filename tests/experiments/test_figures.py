@@ -1,0 +1,220 @@
+"""Summaries of runs, and the figure that is drawn from them: numbers by hand, what is read, and what is refused."""
+
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pixelis_jax.workdir import Workdir
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+figures, summarize_run = load("figures"), load("summarize_run")
+
+
+def summary(folder, variant, seed, iterations, **curves):
+    """A made-up summary; curves that are not given are flat at 0.5."""
+    names = ("accuracy", "rapr", "racpr", "chain", "valid_calls", "kl")
+    values = {name: curves.get(name, [0.5] * len(iterations)) for name in names}
+    path = folder / "ccrft" / f"{variant}-{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"variant": variant, "seed": seed, "curves": {"iteration": iterations, **values}}))
+    return path
+
+
+def drawn(folder):
+    return {panel.get_title(): panel for panel in figures.figure_3(figures.read_runs(folder / "ccrft")).axes}
+
+
+def test_line_and_band_by_hand(tmp_path):
+    summary(tmp_path, "full", 0, [0, 10, 20], accuracy=[0.0, 0.4, 0.6], chain=[1, 2, 3])
+    summary(tmp_path, "full", 1, [0, 20, 40], accuracy=[0.2, 0.4, 0.9], chain=[3, 4, 5])
+    summary(tmp_path, "base", 0, [0, 10], accuracy=[0.1, None])
+    panels = drawn(tmp_path)
+    assert list(panels) == ["accuracy", "RaPR", "RaCPR", "mean chain length (calls)"]
+    base, full = panels["accuracy"].lines
+    # On 0, 10, 20: the second seed is at 0.3 half way from 0.2 to 0.4; at 40 only it has been.
+    np.testing.assert_allclose(full.get_xdata(), [0, 10, 20])
+    np.testing.assert_allclose(full.get_ydata(), [0.1, 0.35, 0.5])
+    assert (full.get_label(), base.get_label()) == ("full (2 seeds)", "base (1 seed)")
+    np.testing.assert_allclose((base.get_xdata(), base.get_ydata()), ([0], [0.1]))
+    corners = {tuple(point) for point in panels["accuracy"].collections[1].get_paths()[0].vertices.round(6).tolist()}
+    assert {(0, 0.0), (0, 0.2), (10, 0.3), (10, 0.4), (20, 0.4), (20, 0.6)} == corners
+    np.testing.assert_allclose(panels["mean chain length (calls)"].lines[1].get_ydata(), [2, 2.75, 3.5])
+
+
+def test_smoothing_moves_neither_ends_nor_sums_by_hand():
+    np.testing.assert_allclose(figures.smoothed(np.array([1.0, 2, 6, 4, 0]), 3), [1, 3, 4, 10 / 3, 0])
+    line = np.linspace(0, 1, 30)
+    np.testing.assert_allclose(figures.smoothed(line, 7), line)
+    np.testing.assert_allclose(figures.smoothed(line**2, 1), line**2)
+
+
+def test_the_command_names_what_it_read_and_draws_the_same_bytes_again(tmp_path, capsys):
+    paths = [summary(tmp_path, variant, seed, [1, 2]) for variant in ("full", "no_curiosity") for seed in (0, 1)]
+    arguments = [f"--results={tmp_path}", f"--out={tmp_path / 'images'}"]
+    assert figures.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0].strip() for line in lines[1:]] == [str(path) for path in paths]
+    image = tmp_path / "images" / "figure_3.svg"
+    first = image.read_bytes()
+    ElementTree.fromstring(first)
+    for words in (b"no_curiosity (2 seeds)", b"RaCPR", b"band: least to greatest"):
+        assert words in first
+    assert figures.main(arguments) == 0 and image.read_bytes() == first
+    assert figures.main([*arguments, "--smooth=3"]) == 0 and b"smoothed over 3 points" in image.read_bytes()
+    summary(tmp_path, "full", 0, [1, 2], accuracy=[0.1, 0.2])
+    assert figures.main(arguments) == 0 and image.read_bytes() != first
+
+
+def test_nothing_to_draw_is_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments" / "figures.py"), f"--results={tmp_path}", f"--out={tmp_path / 'images'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"figures: {tmp_path / 'ccrft'}: no summaries (experiments/summarize_run.py writes them)\n"
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("Expecting", "{"),
+        ("it has no 'curves'", "{}"),
+        ("it has no 'rapr'", '{"curves": {"iteration": [1], "accuracy": [1]}}'),
+        ("do not increase", json.dumps({"curves": {"iteration": [2, 1]} | dict.fromkeys(figures.PANELS, [0, 0])})),
+        ("do not increase", json.dumps({"curves": {"iteration": []} | dict.fromkeys(figures.PANELS, [])})),
+        ("boolean index", json.dumps({"curves": {"iteration": [1, 2]} | dict.fromkeys(figures.PANELS, [0])})),
+        ("it has no 'variant'", json.dumps({"curves": {"iteration": [1, 2]} | dict.fromkeys(figures.PANELS, [0, 0])})),
+        ("no summary of a run", "[]"),
+    ],
+)
+def test_what_is_no_summary(tmp_path, capsys, words, text):
+    summary(tmp_path, "full", 0, [1, 2])
+    (tmp_path / "ccrft" / "other-0.json").write_text(text)
+    assert figures.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err and "other-0.json" in err
+
+
+def test_runs_that_cannot_be_drawn_together(tmp_path, capsys):
+    summary(tmp_path, "full", 0, [1, 2]).rename(tmp_path / "ccrft" / "copy.json")
+    summary(tmp_path, "full", 0, [1, 2])
+    assert figures.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 2
+    assert "are both of variant full, seed 0" in capsys.readouterr().err
+    (tmp_path / "ccrft" / "copy.json").unlink()
+    summary(tmp_path, "full", 1, [3, 4])
+    assert figures.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 2
+    assert "full, accuracy: its seeds have no iterations in common" in capsys.readouterr().err
+    assert figures.main(["--smooth=2"]) == 2 and "must be odd" in capsys.readouterr().err
+
+
+COMMAND = [
+    "/opt/lab/pixelis_jax/__main__.py", "train", f"--config={ROOT}/configs/a b.py", "--workdir=/home/me/runs/full",
+    "--config.seed=7", "--config.weights.curiosity=0.0", "--config.init_from=/home/me/sft",
+]  # fmt: skip
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Makes a work directory with metrics, a list of (step, time, scalars) a shard."""
+
+    def make(*shards, seed=7):
+        config = {"seed": seed, "weights": {"curiosity": 0.0, "task": 1.0}, "init_from": "/home/me/sft"}
+        devices = {"platform": "cpu", "kind": "cpu", "count": 2}
+        environment = {"command": COMMAND, "commit": "abc+dirty", "machine": "Linux-x86_64", "devices": devices}
+        Workdir.create(tmp_path / "run", config=config, environment=environment)
+        for number, rows in enumerate(shards):
+            lines = [json.dumps({"step": step, "time": time, **scalars}) for step, time, scalars in rows]
+            (tmp_path / "run" / f"metrics-{number}-0.jsonl").write_text("".join(line + "\n" for line in lines))
+        return tmp_path / "run"
+
+    return make
+
+
+def made(workdir, tmp_path, *arguments):
+    options = ["--study=ccrft", "--variant=full", "--seed=7", f"--results={tmp_path / 'results'}"]
+    return summarize_run.main([str(workdir), *options, *arguments])
+
+
+def test_a_summary_is_what_the_work_directory_says(workdir, tmp_path, capsys):
+    accuracy = summarize_run.METRICS["accuracy"]
+    one = [(1, 100.0, {accuracy: 0.5, "kl": "nan"}), (2, 160.0, {"loss": 3}), (3, 220.0, {accuracy: 0.25, "kl": 0.125})]
+    run = workdir(one, [(1, 100.5, {accuracy: 0.7}), (4, 5000.0, {"rollout/chain": 2})])
+    (tmp_path / "results.json").write_text(
+        '{"model": "/home/me", "config": {"split": "test"}, "results": {"with_tools": {"n": 3}}}'
+    )
+    assert made(run, tmp_path, f"--eval={tmp_path / 'results.json'}") == 0
+    path = tmp_path / "results" / "ccrft" / "full-7.json"
+    assert capsys.readouterr().out == f"{path}: 3 points a curve\n"
+    found = json.loads(path.read_text())
+    # Step 1 is the mean of two processes, step 2 has none of the metrics.
+    assert found["curves"] == {
+        "iteration": [1, 3, 4],
+        "accuracy": [0.6, 0.25, None],
+        "rapr": [None] * 3,
+        "racpr": [None] * 3,
+        "chain": [None, None, 2.0],
+        "valid_calls": [None] * 3,
+        "kl": [None, 0.125, None],
+    }
+    assert found["wall_time_s"] == 120  # the pause of 4,780 s before the last row is none of it
+    assert shlex.split(found["command"]) == [
+        "pixelis", "train", "--config=configs/a b.py", "--workdir=full", "--config.seed=7", "--config.weights.curiosity=0.0",
+        "--config.init_from=sft",
+    ]  # fmt: skip
+    assert found["config_diff"] == {"seed": 7, "weights.curiosity": 0.0, "init_from": "sft"}
+    assert (found["study"], found["variant"], found["seed"]) == ("ccrft", "full", 7)
+    assert (found["commit"], found["machine"]) == ("abc+dirty", "Linux-x86_64, 2 x cpu")
+    assert found["eval"] == {"config": {"split": "test"}, "results": {"with_tools": {"n": 3}}}
+    assert "/home" not in path.read_text() and str(ROOT) not in path.read_text()
+
+
+def test_a_summary_is_drawn(workdir, tmp_path):
+    run = workdir([(step, float(step), dict.fromkeys(summarize_run.METRICS.values(), step / 10)) for step in range(1, 6)])
+    assert made(run, tmp_path) == 0
+    (panel, *_) = figures.figure_3(figures.read_runs(tmp_path / "results" / "ccrft")).axes
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_many_points_are_thinned_to_means_of_stretches(workdir, tmp_path):
+    name = summarize_run.METRICS["rapr"]
+    run = workdir([(step, float(step), {name: float(step % 2)}) for step in range(1, 1001)])
+    assert made(run, tmp_path) == 0
+    curves = json.loads((tmp_path / "results" / "ccrft" / "full-7.json").read_text())["curves"]
+    assert curves["iteration"][:2] == [1.5, 3.5] and curves["rapr"] == [0.5] * 500
+    assert {len(points) for points in curves.values()} == {500}
+
+
+def test_what_cannot_be_summarized(workdir, tmp_path, capsys):
+    run = workdir([(1, 0.0, {"loss": 2.0})])
+
+    def refused(words, *arguments, of=run):
+        assert made(of, tmp_path, *arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("summarize_run: ") and err.count("\n") == 1 and words in err, err
+
+    refused("its metrics are loss")
+    refused("--seed=8, but", "--seed=8")
+    refused("cannot be part of a file's name", "--variant=../x")
+    refused("is not a directory", of=tmp_path / "none")
+    (run / "metrics-0-1.jsonl").write_text('{"step": 2, "time": 1, "kl": 0.5}\n')
+    refused("No such file", f"--eval={tmp_path / 'none.json'}")
+    refused("is no results.json", f"--eval={run / 'config.json'}")
+    assert not (tmp_path / "results").exists()
+    (run / "metrics-0-1.jsonl").write_text("{")
+    refused("damaged")
