@@ -9,8 +9,8 @@ from pixelis_jax.training import microbatches
 from pixelis_jax.training.microbatches import Place, Sampled, Shape
 from pixelis_jax.trajectory import Role
 
-P, O, T, F, C, A = Role.PROMPT, Role.OBSERVATION, Role.THOUGHT, Role.FORMAT, Role.OPERATION, Role.ANSWER
-TWO_CALLS = [P, P, T, C, F, O, O, C, F, O, A, F]
+P, S, T, F, C, A = Role.PROMPT, Role.OBSERVATION, Role.THOUGHT, Role.FORMAT, Role.OPERATION, Role.ANSWER
+TWO_CALLS = [P, P, T, C, F, S, S, C, F, S, A, F]
 NO_CALL = [P, P, P, A]
 CUT_OFF = [P, C, F]  # its observation did not fit
 SHAPE = Shape(rows=2, tokens=20, frames=2, patches=16, weighted=12)

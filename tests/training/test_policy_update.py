@@ -17,8 +17,8 @@ from pixelis_jax.training.microbatches import Sampled, Shape
 from pixelis_jax.training.state import create_state
 from pixelis_jax.trajectory import DECISION_ROLES, Role
 
-P, O, T, F, C, A = Role.PROMPT, Role.OBSERVATION, Role.THOUGHT, Role.FORMAT, Role.OPERATION, Role.ANSWER
-ROLES = ([P, P, P, P, T, C, F, O, O, A, F], [P, P, P, P, C, F, O, O, C, F, O, A], [P, P, P, P, P, A, F])
+P, S, T, F, C, A = Role.PROMPT, Role.OBSERVATION, Role.THOUGHT, Role.FORMAT, Role.OPERATION, Role.ANSWER
+ROLES = ([P, P, P, P, T, C, F, S, S, A, F], [P, P, P, P, C, F, S, S, C, F, S, A], [P, P, P, P, P, A, F])
 GRIDS = (((4, 4),), ((2, 4),), ())
 CONFIG = ConfigDict(
     {
@@ -63,7 +63,7 @@ def written_out(trained, frozen, learns):
             logits.append(jax.nn.log_softmax(jnp.where(BANNED, -1e30, raw)))
         roles = np.array(episode.example["roles"])
         for place in range(1, len(roles)):
-            if not counts or roles[place] in (P, O):
+            if not counts or roles[place] in (P, S):
                 continue
             policy, reference = logits[0][place - 1], logits[1][place - 1]
             ratio = jnp.exp(policy[episode.example["ids"][place]] - episode.log_probs[place])
