@@ -51,14 +51,8 @@ class TrainState:
     def with_items(self, items: dict[str, PyTree]) -> "TrainState":
         """Takes the parts of a checkpoint; what `items` does not name stays."""
         rng = items["rng"]
-        return dataclasses.replace(
-            self,
-            step=rng["step"],
-            params=items["params"],
-            heads=items["heads"],
-            opt_state=items["opt_state"],
-            rng=jax.random.wrap_key_data(rng["key"]),
-        )
+        parts = {name: items[name] for name in ("params", "heads", "opt_state") if name in items}
+        return dataclasses.replace(self, step=rng["step"], rng=jax.random.wrap_key_data(rng["key"]), **parts)
 
 
 def split_parameters(params: PyTree, trained: Callable[[tuple[Any, ...]], bool]) -> tuple[PyTree, PyTree]:
