@@ -7,7 +7,7 @@ Cost: ten minutes on two cores. What comes out: docs/plan.md. Adapters: `plan_8b
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import tiny_sft
+from configs import tiny_ccrft, tiny_sft
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -15,7 +15,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def get_config() -> ConfigDict:
     """Returns the configuration; what has the name of a field of a training config means the same."""
     config = ConfigDict()
-    config.programs = ("sft", "reference")
+    config.programs = ("sft", "ccrft", "reference")
     config.model = "qwen3_vl_8b"  # one of policy.PRESETS, or "tiny"
     config.layers = config_dict.placeholder(int)  # None: all decoder layers of the model
     # 1,152, the width of the vision tower, divides by 128 and not by 256: there it would be copied to every chip.
@@ -33,5 +33,8 @@ def get_config() -> ConfigDict:
     sft = tiny_sft.get_config()
     for name in ("operations", "total_steps", "optimizer", "loss", "pixels"):
         config[name] = sft[name]
+    ccrft = tiny_ccrft.get_config()
+    for name in ("clip", "temperature"):
+        config[name] = ccrft[name]
     config.loss.vocab_chunk = 20_000  # 151,936 = 8 x 18,992
     return config

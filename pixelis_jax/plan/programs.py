@@ -25,7 +25,9 @@ from pixelis_jax.policy import weights
 from pixelis_jax.rollout import slots as slots_lib
 from pixelis_jax.training import loop, sft
 from pixelis_jax.training.log_probs import token_log_probs
+from pixelis_jax.training.microbatches import TOKEN_FIELDS, MicroBatch, Shape
 from pixelis_jax.training.optimizer import create_optimizer
+from pixelis_jax.training.policy_update import Reference, Scale, make_accumulate
 from pixelis_jax.training.state import TrainState, create_state, split_parameters
 
 PyTree = Any
@@ -138,6 +140,37 @@ _PASSES = {
 }
 
 
+def _ccrft(config: ConfigDict, mesh: Mesh) -> Program:
+    graph, params = _model(config, backward=True)
+    optimizer = create_optimizer(config.optimizer, config.total_steps)
+    state = _train_state(params, nnx.State({}), optimizer, config.trainable, mesh)
+    train, size = config.train, model_config(config).text.hidden_size
+    steps = Shape(rows=train.rows, tokens=train.tokens, frames=0, patches=0, weighted=train.weighted).steps
+    formats = dict.fromkeys(TOKEN_FIELDS, jnp.float32) | {"seen": jnp.int32, "step": jnp.int32}
+    fields = _by_row(train.rows, {name: ((train.tokens,), dtype) for name, dtype in formats.items()}, mesh)
+    micro = MicroBatch(batch=_batch(config, mesh), steps=steps, **fields)
+    compute = _precision(config).compute
+    known = {"hidden": ((train.weighted, size), compute)} | dict.fromkeys(("seen", "step"), ((steps, size), jnp.float32))
+    made: Any = _by_row(train.rows, known, mesh)
+    reference = Reference(**made)
+    number: Any = _array((), jnp.float32, mesh)
+    scale = Scale(token=number, decision=number, beta=number)
+    accumulate = make_accumulate(graph, config, _banned(config))
+    # The embeddings of the reference are read once more, for its logits; their gradient is nobody's.
+    scored = train.weighted * 2 + train.weighted // 3
+    return Program(
+        step=f"gradients of one microbatch, {_rows(train)}, with the exact KL",
+        lower=lambda: accumulate.lower(state, state.params, state.params, micro, reference, scale),
+        arguments={
+            # The anchor's are as many as those that are trained.
+            "parameters": [state.params, state.frozen, state.params],
+            "optimizer": state.opt_state,
+            "inputs": [state.params, micro, reference],
+        },
+        work=_train_work(config, scored=scored, **_PASSES[config.trainable]),
+    )
+
+
 def _reference(config: ConfigDict, mesh: Mesh) -> Program:
     graph, params = _placed_model(config, mesh)
     batch = _batch(config, mesh)
@@ -194,6 +227,7 @@ def _decode(config: ConfigDict, mesh: Mesh) -> Program:
 
 PROGRAMS: Mapping[str, Callable[[ConfigDict, Mesh], Program]] = {
     "sft": _sft,
+    "ccrft": _ccrft,
     "reference": _reference,
     "prefill": _prefill,
     "decode": _decode,

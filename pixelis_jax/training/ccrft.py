@@ -87,7 +87,6 @@ class _Trainer:
     def __init__(self, config: ConfigDict, model: Qwen3VL, encoder: Encoder, banned_ids: Sequence[int], mesh: Mesh):
         self._config, self._encoder, self._mesh = config, encoder, mesh
         self.graph, params = nnx.split(model)
-        # The reference shares the parameters that are not trained.
         trained, frozen = split_parameters(nnx.to_pure_dict(params), sft.TRAINABLE[config.trainable])
         places = sft.state_shardings(params, nnx.State({}), mesh, config.trainable)
         updates = config.total_steps * config.minibatches
@@ -95,7 +94,8 @@ class _Trainer:
         self.schedule = learning_rate(config.optimizer, updates)
         key = jax.random.key(config.seed)
         self.state = create_state(trained, {}, self._optimizer, key, places, frozen)
-        self._reference_params = join_parameters(jax.tree.map(jnp.copy, self.state.params), self.state.frozen)
+        # The reference shares the parameters that are not trained.
+        self._anchor = jax.tree.map(jnp.copy, self.state.params)
         banned = np.isin(np.arange(model.config.text.vocab_size), banned_ids)
         self._reference = policy_update.make_reference(self.graph, config)
         self._accumulate = policy_update.make_accumulate(self.graph, config, banned)
@@ -131,7 +131,8 @@ class _Trainer:
         order = np.random.default_rng([config.seed, iteration]).permutation(len(episodes))
         minibatches = [self._pack([episodes[number] for number in part]) for part in np.array_split(order, config.minibatches)]
         references = [
-            [self._reference(self._reference_params, self._placed(micro)) for micro in micros] for micros, _ in minibatches
+            [self._reference(self._anchor, self.state.frozen, self._placed(micro)) for micro in micros]
+            for micros, _ in minibatches
         ]
         judged: list[Judged] = [None] * len(episodes)  # type: ignore[list-item]  # filled in below
         for part, (_, places), made in zip(np.array_split(order, config.minibatches), minibatches, references, strict=True):
@@ -186,7 +187,7 @@ class _Trainer:
         sums = []
         for micro, reference in zip(micros, references, strict=True):
             placed = self._placed(micro)
-            gradients, metrics = self._accumulate(self.state, gradients, self._reference_params, placed, reference, scale)
+            gradients, metrics = self._accumulate(self.state, gradients, self._anchor, placed, reference, scale)
             sums.append(metrics)
         self.state, norm = self._apply(self.state, gradients)
         fetched, norm = jax.device_get((sums, norm))

@@ -70,7 +70,7 @@ def scale_of(micros: Sequence[MicroBatch], beta: float) -> Scale:
     return Scale(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def make_reference(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict) -> Callable[[PyTree, MicroBatch], Reference]:
+def make_reference(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict) -> Callable[[PyTree, PyTree, MicroBatch], Reference]:
     """Builds the pass of the frozen policy.
 
     Args:
@@ -78,11 +78,11 @@ def make_reference(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict) -> Callable
       config: ``pixels`` (``mean``, ``std``).
 
     Returns:
-      (parameters, microbatch) -> what it makes of it; jitted.
+      (its parameters that the policy trains, those that are frozen, microbatch) -> what it makes of it; jitted.
     """
 
-    def reference(params: PyTree, micro: MicroBatch) -> Reference:
-        model = nnx.merge(graph, nnx.State(params))
+    def reference(trained: PyTree, frozen: PyTree, micro: MicroBatch) -> Reference:
+        model = nnx.merge(graph, nnx.State(join_parameters(trained, frozen)))
         hidden, _ = sft.encode(model, micro.batch, config.pixels)
         chosen = _select(hidden, micro)
         return Reference(
@@ -94,9 +94,7 @@ def make_reference(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict) -> Callable
     return jax.jit(reference)
 
 
-def make_accumulate(
-    graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np.ndarray
-) -> Callable[[TrainState, PyTree, PyTree, MicroBatch, Reference, Scale], tuple[PyTree, Metrics]]:
+def make_accumulate(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np.ndarray) -> Any:
     """Builds the gradient of one microbatch.
 
     `L = mean over learning tokens of the clipped objective + beta * mean over decision tokens of KL(policy || reference)`
@@ -108,16 +106,16 @@ def make_accumulate(
       banned: tokens that take no probability, bool ``[V]``.
 
     Returns:
-      (state, gradients so far, parameters of the reference, microbatch, what the reference made of it, scale) ->
+      (state, gradients so far, the reference's version of what is trained, microbatch, what the reference made of it, scale) ->
       (gradients, metrics); jitted, and the gradients that go in are donated.
     """
     chunks = {"chunk": config.loss.chunk, "vocab_chunk": config.loss.vocab_chunk, "temperature": config.temperature}
 
     def loss(
-        trained: PyTree, frozen: PyTree, reference_params: PyTree, micro: MicroBatch, reference: Reference, scale: Scale
+        trained: PyTree, frozen: PyTree, anchor: PyTree, micro: MicroBatch, reference: Reference, scale: Scale
     ) -> tuple[jax.Array, Metrics]:
         model = nnx.merge(graph, nnx.State(join_parameters(trained, frozen)))
-        frozen_model = nnx.merge(graph, nnx.State(reference_params))
+        anchor_model = nnx.merge(graph, nnx.State(join_parameters(anchor, frozen)))
         hidden, _ = sft.encode(model, micro.batch, config.pixels)
         chosen = _select(hidden, micro)
         index = jnp.minimum(chosen.positions + 1, micro.batch.ids.shape[1] - 1)
@@ -131,7 +129,7 @@ def make_accumulate(
         objective, terms = losses.clipped_policy_gradient(
             log_probs, old, advantages, weights, clip_low=config.clip.low, clip_high=config.clip.high
         )
-        divergence = token_kl(model, chosen.hidden, frozen_model, reference.hidden, banned, **chunks)
+        divergence = token_kl(model, chosen.hidden, anchor_model, reference.hidden, banned, **chunks)
         count = weights.sum()
         total = objective * count * scale.token + scale.beta * jnp.sum(divergence * decision) * scale.decision
         metrics = {
@@ -144,11 +142,9 @@ def make_accumulate(
         return total, metrics
 
     def accumulate(
-        state: TrainState, gradients: PyTree, reference_params: PyTree, micro: MicroBatch, reference: Reference, scale: Scale
+        state: TrainState, gradients: PyTree, anchor: PyTree, micro: MicroBatch, reference: Reference, scale: Scale
     ) -> tuple[PyTree, Metrics]:
-        (_, metrics), added = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.frozen, reference_params, micro, reference, scale
-        )
+        (_, metrics), added = jax.value_and_grad(loss, has_aux=True)(state.params, state.frozen, anchor, micro, reference, scale)
         return jax.tree.map(jnp.add, gradients, added), metrics
 
     return jax.jit(accumulate, donate_argnums=1)

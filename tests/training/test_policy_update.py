@@ -81,7 +81,7 @@ def gradients(models, rows, learns):
     shape = Shape(rows=rows, tokens=24, frames=2, patches=16, weighted=16)
     micros, places = microbatches.pack(episodes(), shape, micro.PATCH)
     reference = policy_update.make_reference(graph, CONFIG)
-    made = [reference(frozen, one) for one in micros]
+    made = [reference(frozen, {}, one) for one in micros]
     micros = microbatches.with_advantages(micros, places, ADVANTAGES, learns)
     scale = policy_update.scale_of(micros, BETA)
     accumulate = policy_update.make_accumulate(graph, CONFIG, BANNED)
