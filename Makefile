@@ -12,7 +12,7 @@ KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1717
 .PHONY: help demo test test-slow notebook oracle parity figures lint format lock clean
 
 help:
-	@echo 'make demo      set up, train the tiny policy on this machine, evaluate it, write the report'
+	@echo 'make demo      set up, train the tiny policy on this machine, phase by phase, evaluate it, write the report'
 	@echo 'make test      set up, run the tests'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make notebook  execute the notebooks of experiments/'

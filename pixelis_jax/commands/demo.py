@@ -1,24 +1,31 @@
-"""Trains the tiny policy on this machine, evaluates what came out, and writes the report.
+"""Trains the tiny policy on this machine, phase by phase, evaluates what came out, and writes the report.
 
-  pixelis demo                      about 15 minutes on two cores
+  pixelis demo                      about 10 minutes on two cores
   pixelis demo --workdir=demo
 
-Starts from `tiny_base`, which can look, answer and copy but has never seen a tool. The table compares it with what the demo
-trained, with and without tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was
-stopped.
+Starts from `tiny_base`, which can look, answer and copy but has never seen a tool: supervised fine-tuning on chains of tools, then
+reinforcement learning from its own episodes. The table compares the base with what each phase made of it, with and without
+tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
 
-Exit status: 0 done, 2 bad input, 3 training was stopped (SIGTERM, Ctrl-C).
+Exit status: 0 done, 1 a phase diverged, 2 bad input, 3 training was stopped (SIGTERM, Ctrl-C).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 BASE = "tiny_base"
 SCENES_A_FAMILY = 110
 STEPS = 400
+ITERATIONS = 16
 QUESTIONS_A_FAMILY = 15
+SETTINGS = ("scenes", "steps", "iterations", "questions")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=SCENES_A_FAMILY,
         help=f"training scenes of each family (default: {SCENES_A_FAMILY})",
     )
-    parser.add_argument("--steps", metavar="N", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
+    parser.add_argument("--steps", metavar="N", type=int, default=STEPS, help=f"steps of fine-tuning (default: {STEPS})")
+    parser.add_argument(
+        "--iterations", metavar="N", type=int, default=ITERATIONS, help=f"of reinforcement learning (default: {ITERATIONS})"
+    )
     parser.add_argument(
         "--questions",
         metavar="N",
@@ -42,35 +52,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """SFT from `tiny_base`, evaluation of both, report."""
-    from configs import eval_scenes, tiny_sft
+    """SFT from `tiny_base`, CC-RFT from there, evaluation of all three, report."""
+    from configs import eval_scenes
     from pixelis_jax.commands import eval as evaluation
     from pixelis_jax.commands import models, train
     from pixelis_jax.commands.errors import UserError
     from pixelis_jax.report import write_report
+    from pixelis_jax.training.watch import CollapseError
 
-    for name in ("scenes", "steps", "questions"):
+    for name in SETTINGS:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
     models.locate(BASE)
-    evaluation.open_workdir(args.workdir, {name: getattr(args, name) for name in ("scenes", "steps", "questions")})
-    config = tiny_sft.get_config()
-    config.init_from = BASE
-    config.scenes.counts = {family: args.scenes for family in tiny_sft.FAMILIES}
-    config.total_steps = args.steps
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.steps // 10)
-    print(f"1/3  training from {BASE}: {args.scenes} scenes of each family, {args.steps} steps", flush=True)
-    if not train.train(config, args.workdir / "sft"):
-        return train.STOPPED_EARLY
+    evaluation.open_workdir(args.workdir, {name: getattr(args, name) for name in SETTINGS})
+    sft, ccrft = args.workdir / "sft", args.workdir / "ccrft"
+    try:
+        print(f"1/4  fine-tuning {BASE}: {args.scenes} scenes of each family, {args.steps} steps", flush=True)
+        if not train.train(_sft(args), sft):
+            return train.STOPPED_EARLY
+        print(f"2/4  reinforcement learning from there: {args.iterations} iterations of 64 episodes", flush=True)
+        if not train.train(_ccrft(args, sft), ccrft):
+            return train.STOPPED_EARLY
+    except (FloatingPointError, CollapseError) as error:
+        print(f"pixelis: {error}", file=sys.stderr)
+        return train.DIVERGED
 
-    print(f"2/3  {args.questions} test questions of each family", flush=True)
+    print(f"3/4  {args.questions} test questions of each family", flush=True)
     settings = eval_scenes.get_config()
     folder = args.workdir / "data"
     examples = evaluation.build_examples(
         folder, settings.split, dict.fromkeys(eval_scenes.FAMILIES, args.questions), workers=settings.workers
     )
     rows = {}
-    for title, name in ((BASE, BASE), ("demo", str(args.workdir / "sft"))):
+    for title, name in ((BASE, BASE), ("sft", str(sft)), ("ccrft", str(ccrft))):
         where = args.workdir / f"eval-{title}"
         # The base has never seen a tool, so only its answers without tools mean anything.
         with_tools = title != BASE
@@ -80,9 +94,31 @@ def run(args: argparse.Namespace) -> int:
         rows[title] = evaluation.results_of(conditions, examples)
         evaluation.write_results(where, {"model": name, "results": rows[title]})
 
-    print("3/3  report", flush=True)
+    print("4/4  report", flush=True)
     page = args.workdir / "report.html"
-    summary = write_report([args.workdir / "sft", args.workdir / "eval-demo"], page)
+    summary = write_report([sft, ccrft, args.workdir / "eval-ccrft"], page)
     print(evaluation.table(rows))
     print(f"{page}: {summary}")
     return 0
+
+
+def _sft(args: argparse.Namespace) -> ConfigDict:
+    from configs import tiny_sft
+
+    config = tiny_sft.get_config()
+    config.init_from = BASE
+    config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, args.scenes)
+    config.total_steps = args.steps
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.steps // 10)
+    return config
+
+
+def _ccrft(args: argparse.Namespace, start: Path) -> ConfigDict:
+    from configs import tiny_ccrft, tiny_sft
+
+    config = tiny_ccrft.get_config()
+    config.init_from = str(start)
+    config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, min(args.scenes, 20))
+    config.total_steps = args.iterations
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.iterations * config.minibatches - 1)
+    return config

@@ -128,6 +128,7 @@ def test_what_data_refuses(refused, tmp_path, words, arguments):
 
 def test_demo_refuses(refused, tmp_path, monkeypatch):
     refused("--steps must be at least 1", "demo", "--steps=0")
+    refused("--iterations must be at least 1", "demo", "--iterations=0")
     monkeypatch.setattr(models, "SHIPPED", tmp_path / "none")
     refused("no model 'tiny_base'", "demo", "--steps=1")
 
@@ -136,11 +137,12 @@ def test_demo_refuses(refused, tmp_path, monkeypatch):
 def test_demo_runs_to_its_report_and_guards_its_directory(run, base, tmp_path, monkeypatch):
     shutil.copytree(base, tmp_path / "weights" / "tiny_base")
     monkeypatch.setattr(models, "SHIPPED", tmp_path / "weights")
-    small = ("--scenes=1", "--steps=2", "--questions=1")
+    small = ("--scenes=1", "--steps=2", "--iterations=1", "--questions=1")
     status, out, err = run("demo", *small)
     assert (status, err) == (0, "") and Path("demo/report.html").exists() and "demo/report.html: " in out
     table = [line for line in out.splitlines() if "%  " in line]
-    assert [line.split("  ")[0] for line in table] == ["tiny_base, without tools", "demo, without tools", "demo, with tools"]
+    both = [f"{phase}, {tools} tools" for phase in ("sft", "ccrft") for tools in ("without", "with")]
+    assert [line.split("  ")[0] for line in table] == ["tiny_base, without tools", *both]
     assert run("demo", *small)[0] == 0
-    status, _, err = run("demo", "--scenes=1", "--steps=2", "--questions=2")
+    status, _, err = run("demo", *small[:3], "--questions=2")
     assert status == 2 and "questions (1 -> 2)" in err
