@@ -3,8 +3,8 @@
   pixelis demo                      about 10 minutes on two cores
   pixelis demo --workdir=demo
 
-Starts from `tiny_base`, which can look, answer and copy but has never seen a tool: supervised fine-tuning on chains of tools, then
-reinforcement learning from its own episodes. The table compares the base with what each phase made of it, with and without
+Starts from `tiny_base`, which can look, answer and copy but has never seen a tool: supervised fine-tuning on chains of tools,
+then reinforcement learning from its own episodes. The table compares the base with what each phase made of it, with and without
 tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
 
 Exit status: 0 done, 1 a phase diverged, 2 bad input, 3 training was stopped (SIGTERM, Ctrl-C).
