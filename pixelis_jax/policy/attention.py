@@ -28,7 +28,7 @@ def behind_cache(
     own: Pair,
     bias: jax.Array | None,
     tail: Pair | None,
-    past: Pair,
+    past: Pair | tuple[Pair, ...],
     *,
     step: jax.Array | None,
     length: jax.Array,
@@ -44,7 +44,7 @@ def behind_cache(
       own: keys and values of new tokens, each ``[B, H, N, Dh]``. Each query sees at least one of them.
       bias: added to scores on them, float32 ``[B, 1, M, N]``; None: all are seen.
       tail: keys and values of a block's tokens, each ``[B, H, S, Dh]``.
-      past: cached keys and values, each ``[B, H, C, Dh]``, or more rows, of which `rows` says which.
+      past: cached keys and values, each ``[B, H, C, Dh]``, or more rows, of which `rows` says which; or a pair a page.
       step: tokens that the tail holds.
       length: cached tokens of each row, int32 ``[B]``.
       page: tokens that are read at a time; divides C.
@@ -70,19 +70,24 @@ def behind_cache(
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         return new_top, total, mixed * shrink + _mix(weights, v, q.dtype)
 
-    def read(index: jax.Array | int, state: State) -> State:
-        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in past)
-        if rows is not None:
-            k, v = (jnp.take(x, rows, axis=0, mode="clip") for x in (k, v))
-        return add(k, v, (index * page + jnp.arange(page) < length[:, None])[:, None, None], state)
+    def read(pair: Pair, index: jax.Array | int, state: State) -> State:
+        return add(*pair, (index * page + jnp.arange(page) < length[:, None])[:, None, None], state)
+
+    def cut(whole: Pair, index: jax.Array) -> Pair:
+        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in whole)
+        return (k, v) if rows is None else (jnp.take(k, rows, axis=0, mode="clip"), jnp.take(v, rows, axis=0, mode="clip"))
 
     if tail is not None:
         assert step is not None  # made from the same tail
         state = add(*tail, jnp.arange(tail[0].shape[2]) < step, state)
-    if past[0].shape[2] == page and lone:
-        state = read(0, state)  # without the loop, whose start costs a decoded token more than an empty page
+    if isinstance(past[0], tuple):
+        pages: tuple[Pair, ...] = past  # type: ignore[assignment]
+        for index, pair in enumerate(pages):
+            state = read(pair, index, state)
     else:
-        state = jax.lax.fori_loop(0, (jnp.max(length) + page - 1) // page, read, state)
+        whole: Pair = past  # type: ignore[assignment]
+        filled = (jnp.max(length) + page - 1) // page
+        state = jax.lax.fori_loop(0, filled, lambda index, state: read(cut(whole, index), index, state), state)
     return (state[2] / state[1]).astype(q.dtype)
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from pixelis_jax.policy import layers
 from pixelis_jax.policy.config import Execution, Lora, Precision, Qwen3VLConfig
-from pixelis_jax.policy.kv_cache import KVCache, Tail
+from pixelis_jax.policy.kv_cache import CacheView, KVCache, Tail
 from pixelis_jax.policy.text import TextDecoder
 from pixelis_jax.policy.vision import VisionInputs, VisionTower, VisualFeatures
 
@@ -89,7 +89,7 @@ class Qwen3VL(nnx.Module):
             x, deepstack = _place_visual(x, visual, visual_index)
         return self.decoder(x, positions, segments, deepstack, cache)
 
-    def decode(self, ids: jax.Array, positions: jax.Array, cache: KVCache, tail: Tail) -> tuple[jax.Array, Tail]:
+    def decode(self, ids: jax.Array, positions: jax.Array, cache: KVCache | CacheView, tail: Tail) -> tuple[jax.Array, Tail]:
         """Runs one text token of each row behind its cache and the tail.
 
         Args:

@@ -9,13 +9,13 @@ from flax import nnx, struct
 
 from pixelis_jax.policy import attention, layers, stack
 from pixelis_jax.policy.config import Execution, Lora, Precision, TextConfig
-from pixelis_jax.policy.kv_cache import KVCache, Pair, Tail
+from pixelis_jax.policy.kv_cache import CacheView, KVCache, Pair, Tail
 from pixelis_jax.policy.moe import MixtureOfExperts
 from pixelis_jax.policy.rotary import rotate, text_angles
 from pixelis_jax.sharding import constrain
 
-# Keys and values of the cache and of the tail.
-Past = tuple[Pair, Pair | None]
+# Keys and values of the cache, whole or page by page, and of the tail.
+Past = tuple[Pair | tuple[Pair, ...], Pair | None]
 
 
 @struct.dataclass
@@ -48,7 +48,7 @@ class AttentionContext:
         segments: jax.Array,
         config: TextConfig,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheView | None = None,
         tail: Tail | None = None,
         splash: bool = False,
     ) -> "AttentionContext":
@@ -227,7 +227,7 @@ class TextDecoder(nnx.Module):
         positions: jax.Array,
         segments: jax.Array,
         deepstack: jax.Array | None,
-        cache: KVCache | None,
+        cache: KVCache | CacheView | None,
         tail: Tail | None = None,
     ) -> tuple[jax.Array, Any]:
         """Runs the layers.
@@ -237,7 +237,7 @@ class TextDecoder(nnx.Module):
           positions: ``[B, T, 3]``.
           segments: int32 ``[B, T]``, 0 = padding.
           deepstack: feature k to add after layer k, zero on text, ``[K, B, T, D]``; None for text alone.
-          cache: earlier tokens, or None.
+          cache: earlier tokens, or None; a view goes with a tail.
           tail: takes the one new token of each row, in place of the cache.
 
         Returns:
@@ -265,7 +265,7 @@ class TextDecoder(nnx.Module):
             x, stacked = stack.scan(self.stacked, call, x, stacked_past, remat=remat)
         if tail is not None:
             return self.norm(x), tail.advanced(made, stacked)
-        if cache is not None:
+        if isinstance(cache, KVCache):
             cache = cache.append(made, stacked, segments != 0)
         return self.norm(x), cache
 

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -155,7 +156,8 @@ class Engine:
         block: int = 32,
         prefill_rows: int = 2,
         buckets: Sequence[tuple[int, int]] = BUCKETS,
-        page: int = 256,
+        page: int = 128,
+        views: bool | None = None,
         byte_budget: int | None = None,
         mesh: Mesh | None = None,
         version: int = 0,
@@ -177,6 +179,8 @@ class Engine:
             on the slots, so that an episode is the same among many and alone, up to rounding.
           buckets: (tokens, frames) that one prefill takes of a chunk.
           page: Tokens of the cache that attention reads at a time.
+          views: Whether a block of decoding takes filled pages out of the cache once, which costs their memory again, in place
+            of cutting them out at every token; by default on a CPU, where cutting costs as much as attending.
           byte_budget: Most bytes of the slots on all devices together.
           mesh: Where the parameters lie; None for one device.
           version: Of the parameters.
@@ -212,10 +216,13 @@ class Engine:
         self._stop = tuple(map(tuple, stop))
         self._sampleable = _packed(~banned)
         self._slots = self._allocate(model, window, page, byte_budget)
+        self._page = self._slots.cache.page
+        self._views = _doubled(self._slots.cache.capacity // self._page) if views or views is None and _on_cpu() else ()
         self._length = np.zeros(slots, np.int64)
         self._free = list(range(slots))
         self._slot_version = [version] * slots
         self._prompts: dict[int, bytes] = {}  # slot -> what its cache begins with
+        self._new_prompts: list[tuple[int, Chunk]] = []  # not yet laid out: those that come together share prefills
         self._prefills: list[Prefill] = []
         self._starts: list[_Start] = []
         self._decoding: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}  # ids, log-probs, forced
@@ -265,6 +272,7 @@ class Engine:
             raise ValueError("episodes of two versions are under way; new weights wait until those of the older one have ended")
         if version in live:
             raise ValueError(f"episodes of version {version} are under way")
+        self._flush()  # a prefill is of one version
         self._params = {number: params for number, params in self._params.items() if number in live}
         self._params[version] = nnx.split(model)[1]
         self._version = version
@@ -299,7 +307,7 @@ class Engine:
         self._length[slot] = len(prompt.ids)
         self.counters.prompt_tokens += len(prompt.ids)
         if not holders:
-            self._enqueue(self._layout([(slot, prompt)], prompt=True))
+            self._new_prompts.append((slot, prompt))
         self._starts.append(_Start(holders[0] if holders else slot, slot, options))
         self._pending.add(slot)
         return slot
@@ -357,7 +365,7 @@ class Engine:
         self._flush()
         with self._context():
             for version, decoding in self._by_version(self._decoding.keys() - self._calls.keys()):
-                self._flights.append(_Flight(decoding, self._decode(version, decoding)))
+                self._flights.append(_Flight(decoding, self._decode(version, decoding, pages=self._filled(decoding))))
                 self.counters.blocks += 1
                 self.counters.active += len(decoding)
 
@@ -381,15 +389,18 @@ class Engine:
             for tokens, frames in self._buckets:
                 self._run_prefill(self._lay([], tokens, frames))
             self._run_starts([])
-            jax.block_until_ready(self._decode(self._version, ()))
+            for pages in self._views or (None,):
+                jax.block_until_ready(self._decode(self._version, (), pages=pages))
             if self._takes_grammars:
                 nothing = np.zeros((self.slots, len(self._sampleable)), np.uint32)
                 jax.block_until_ready(self._decode(self._version, (), allowed=nothing))
         self.counters = Counters()
 
-    def _decode(self, version: int, decoding: Sequence[int], *, allowed: np.ndarray | None = None) -> slots_lib.Block:
-        """A block, or one token of those that are `allowed`."""
-        options: dict[str, Any] = {"block": self._block}
+    def _decode(
+        self, version: int, decoding: Sequence[int], *, allowed: np.ndarray | None = None, pages: int | None = None
+    ) -> slots_lib.Block:
+        """A block over views of so many pages, or one token of those that are `allowed`."""
+        options: dict[str, Any] = {"block": self._block, "pages": pages}
         if allowed is not None:
             options = {"block": 1, "allowed": self._put(allowed, "batch")}
         elif self._takes_grammars:
@@ -399,6 +410,11 @@ class Engine:
             tool_open_id=self._tool_open_id, capacity=self.capacity, **options,
         )  # fmt: skip
         return block
+
+    def _filled(self, decoding: Sequence[int]) -> int | None:
+        """Pages of a view that hold all that these slots have; None without views."""
+        most = -(-int(self._length[list(decoding)].max()) // self._page)
+        return next((pages for pages in self._views if pages >= most), None)
 
     def _collect(self, flights: Sequence[_Flight], blocks: Sequence[slots_lib.Block], forced: np.ndarray) -> list[BlockResult]:
         """Keeps what was decoded; `forced` `[B]` holds for all tokens of a slot. Returns the turns that have ended."""
@@ -522,7 +538,8 @@ class Engine:
 
     def _flush(self) -> None:
         """Hands all that waits to the device; its slots decode from now on."""
-        prefills, self._prefills = self._prefills, []
+        prefills = self._layout(self._new_prompts, prompt=True) + self._prefills
+        self._new_prompts, self._prefills = [], []
         starts, self._starts = self._starts, []
         with self._context(), self._tracer.span("dispatch", "host", prefills=len(prefills)):
             for prefill in prefills:
@@ -638,6 +655,15 @@ def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> 
         parts.append((bucket, part))
         start, first_frame = end, first_frame + frames
     return parts
+
+
+def _doubled(pages: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and the last: sizes of views, few enough to be compiled."""
+    return (*itertools.takewhile(lambda size: size < pages, (2**power for power in range(pages))), pages)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _packed(tokens: np.ndarray) -> np.ndarray:

@@ -210,7 +210,7 @@ class Block:
     ended: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("tool_open_id", "block", "capacity"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("tool_open_id", "block", "capacity", "pages"), donate_argnums=2)
 def decode(
     graph: nnx.GraphDef[Qwen3VL],
     params: nnx.State,
@@ -222,6 +222,7 @@ def decode(
     tool_open_id: int,
     block: int,
     capacity: int,
+    pages: int | None = None,
     pauses: jax.Array | None = None,
     allowed: jax.Array | None = None,
 ) -> tuple[Slots, Block]:
@@ -237,6 +238,8 @@ def decode(
       tool_open_id: banned where a slot has ``ban_tools``.
       block: N, most tokens.
       capacity: most tokens of an episode.
+      pages: of the cache that active slots have filled, or more: they are taken out of it once a block. None: each step looks how
+        many there are and cuts them out one by one, which takes no memory for a copy.
       pauses: slots that stop behind the token that opens a call, their turn not ended, bool ``[B]``.
       allowed: tokens that each slot may take in this block, a bit each (`sampling.unpack`), uint32 ``[B, ceil(V / 32)]``.
 
@@ -246,6 +249,7 @@ def decode(
     model = nnx.merge(graph, params)
     rows, how, cache = active.shape[0], slots.how, slots.cache
     draws = jnp.any(active & (how.temperature > 0))
+    past = cache if pages is None else cache.view(pages)
     narrows = jnp.any(active & ((how.top_p < 1) | (how.top_k > 0) | (how.min_p > 0)))
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -256,7 +260,7 @@ def decode(
         found = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
         log_prob = found - jax.nn.logsumexp(scaled, axis=-1)
         step = tail.step
-        hidden, tail = model.decode(token, slots.position + made.counts, cache, tail)
+        hidden, tail = model.decode(token, slots.position + made.counts, past, tail)
         recent = jnp.where(going[:, None], jnp.roll(recent, -1, axis=1).at[:, -1].set(token), recent)
         counts = made.counts + going.astype(jnp.int32)
         stopped = jnp.any(jnp.all((recent[:, None] == stops) | (stops == -1), axis=-1), axis=-1)
