@@ -23,13 +23,13 @@ def get_config() -> ConfigDict:
     config.total_steps = 40  # iterations
     config.prompts = 8
     config.samples = 8
-    config.minibatches = 4  # updates of an iteration
+    config.minibatches = 2  # updates of an iteration
     config.asynchronous = False  # True: an iteration is sampled while the one before is learnt from
-    config.refills = 0  # how often groups whose episodes all earned the same are replaced by other questions
+    config.refills = 1  # how often groups whose episodes all earned the same are replaced by other questions
     config.temperature = 1.0
     config.rollout = ConfigDict({"slots": 32, "workers": 1, "max_steps": 6, "max_turn_tokens": 96})
     # Weights of the shaped rewards; usage is Pixel-Reasoner's bonus, a peer. Fixed by `experiments/redundancy.py`.
-    config.weights = ConfigDict({"curiosity": 0.05, "coherence": 0.10, "penalty": 0.10, "usage": 0.0})
+    config.weights = ConfigDict({"curiosity": 0.05, "coherence": 0.02, "penalty": 0.20, "usage": 0.0})
     # "ensemble": disagreement of the heads; "paper": their plain error.
     config.curiosity = ConfigDict({"variant": "ensemble", "heads": 4, "hidden": 128, "learning_rate": 1e-3, "steps": 8})
     config.usage = ConfigDict({"target": 0.3, "most_calls": 1, "fine": 0.1})

@@ -24,9 +24,9 @@ def get_config() -> ConfigDict:
         "variant": {
             "answer_only": _weights(0.0, 0.0, 0.0),
             "curiosity": _weights(0.05, 0.0, 0.0),
-            "coherence": _weights(0.0, 0.10, 0.0),
-            "curiosity_coherence": _weights(0.05, 0.10, 0.0),
-            "full": _weights(0.05, 0.10, 0.10),
+            "coherence": _weights(0.0, 0.02, 0.0),
+            "curiosity_coherence": _weights(0.05, 0.02, 0.0),
+            "full": _weights(0.05, 0.02, 0.20),
             "usage_bonus": _weights(0.0, 0.0, 0.0, usage=0.5),
         },
     }

@@ -136,7 +136,8 @@ class _Trainer:
         ]
         judged: list[Judged] = [None] * len(episodes)  # type: ignore[list-item]  # filled in below
         for part, (_, places), made in zip(np.array_split(order, config.minibatches), minibatches, references, strict=True):
-            for number, features in zip(part, _features(places, made, [episodes[n] for n in part]), strict=True):
+            roles = [episodes[number].tokens.roles for number in part]
+            for number, features in zip(part, policy_update.features_of(places, made, roles), strict=True):
                 trajectory = episodes[number].trajectory
                 judged[number] = Judged(trajectory=trajectory, masked=is_masked(trajectory), seen=features[0], step=features[1])
         ends = np.cumsum([len(group) for group in groups])
@@ -324,20 +325,6 @@ class _Run:
             f"the last good checkpoint is {where}/{self._good}" if self._good in checkpoints.steps() else "no checkpoint is good"
         )
         return f"the run was ended: {collapsed}; {kept}"
-
-
-def _features(
-    places: Sequence[microbatches.Place], references: Sequence[Reference], episodes: Sequence[Episode]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What the reference saw in each observation ``[K + 1, D]`` and step ``[K, D]`` of each episode."""
-    fetched = [jax.device_get((reference.seen, reference.step)) for reference in references]
-    found = []
-    for place, episode in zip(places, episodes, strict=True):
-        _, step = microbatches.observations_and_steps(episode.tokens.roles)
-        count = int(step.max(initial=-1)) + 1
-        seen, steps = (array[place.row] for array in fetched[place.micro])
-        found.append((seen[place.seen : place.seen + count + 1], steps[place.step : place.step + count]))
-    return found
 
 
 def _by_token(episode: Episode, worth: np.ndarray) -> np.ndarray:

@@ -17,14 +17,14 @@ import numpy as np
 import optax
 from clu import metrics as clu_metrics
 from flax import nnx, struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from pixelis_jax import losses
 from pixelis_jax.policy import Qwen3VL
 from pixelis_jax.training import sft
 from pixelis_jax.training.log_probs import token_kl, token_log_probs
-from pixelis_jax.training.microbatches import MicroBatch
+from pixelis_jax.training.microbatches import MicroBatch, Place, observations_and_steps
 from pixelis_jax.training.state import PyTree, TrainState, join_parameters
 
 Metrics = Mapping[str, clu_metrics.Average]
@@ -92,6 +92,29 @@ def make_reference(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict) -> Callable
         )
 
     return jax.jit(reference)
+
+
+def features_of(
+    places: Sequence[Place], references: Sequence[Reference], roles: Sequence[Int[np.ndarray, " T"]]
+) -> list[tuple[Float[np.ndarray, "K1 D"], Float[np.ndarray, "K D"]]]:
+    """Takes what the reference made of each episode out of its microbatches.
+
+    Args:
+      places: of the episodes (`microbatches.pack`).
+      references: of each microbatch.
+      roles: of the tokens of each episode.
+
+    Returns:
+      What was seen in the prompt and in each observation, and the same of each step, float32 on the host.
+    """
+    fetched = [jax.device_get((reference.seen, reference.step)) for reference in references]
+    found = []
+    for place, episode in zip(places, roles, strict=True):
+        _, step = observations_and_steps(episode)
+        count = int(step.max(initial=-1)) + 1
+        seen, steps = (array[place.row] for array in fetched[place.micro])
+        found.append((seen[place.seen : place.seen + count + 1], steps[place.step : place.step + count]))
+    return found
 
 
 def make_accumulate(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np.ndarray) -> Any:
