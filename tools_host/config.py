@@ -67,7 +67,7 @@ class ToolsConfig:
 
     def _check(self, tool: Tool) -> None:
         entry = self.backend(tool.name)
-        options = self.backend_options.get(tool.name, {})
+        options = self.options(tool.name)
         if entry is None:
             if options:
                 raise ValueError(f"tool {tool.name!r} has no back-end, so it takes no options")
@@ -94,8 +94,13 @@ class ToolsConfig:
         Raises:
           UnknownNameError: If the config names one that does not exist.
         """
-        name = self.backends.get(tool_name, default_backend(tool_name))
-        return None if name is None else BACKENDS[f"{tool_name}/{name}"]
+        engine = TOOLS[tool_name].engine
+        name = self.backends.get(engine, default_backend(engine))
+        return None if name is None else BACKENDS[f"{engine}/{name}"]
+
+    def options(self, tool_name: str) -> Mapping[str, Any]:
+        """Keyword arguments for the loader of a tool's back-end."""
+        return self.backend_options.get(TOOLS[tool_name].engine, {})
 
     def backend_name(self, tool_name: str) -> str:
         """Name of the chosen back-end, `builtin` for a tool that has none."""
@@ -108,7 +113,7 @@ class ToolsConfig:
         if entry is None:
             return TOOLS[tool_name].version
         # Where a user's interpreter lies changes no answer, and differs between machines.
-        options = {key: value for key, value in self.backend_options.get(tool_name, {}).items() if key != "python"}
+        options = {key: value for key, value in self.options(tool_name).items() if key != "python"}
         suffix = f"+{_digest(options)[:8]}" if options else ""
         return f"{TOOLS[tool_name].version}+{entry.version}{suffix}"
 
@@ -145,7 +150,7 @@ class ToolsConfig:
 
     def _weights_sha256(self, tool_name: str) -> str | None:
         entry = self.backend(tool_name)
-        return None if entry is None else entry.weights_sha256(self.backend_options.get(tool_name, {}))
+        return None if entry is None else entry.weights_sha256(self.options(tool_name))
 
     @functools.cached_property
     def key(self) -> str:

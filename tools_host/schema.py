@@ -86,6 +86,8 @@ class Tool:
       injected: Those of `backend` and `rng` that the function takes.
       kinds: Kinds of medium that it works on.
       stands_in: Whether `region` is resolved to `media`, `bbox_2d` and `time_s` before the function sees it.
+      checks: Name of the tool whose results it checks, with that tool's back-end and options; no agent is offered it. None for
+        every other tool.
     """
 
     name: str
@@ -97,6 +99,12 @@ class Tool:
     injected: tuple[str, ...]
     kinds: tuple[MediaKind, ...]
     stands_in: bool
+    checks: str | None = None
+
+    @property
+    def engine(self) -> str:
+        """Name of the tool that the back-end and its options are configured for."""
+        return self.checks or self.name
 
     def argument(self, name: str) -> Argument | None:
         """The argument called `name`, or None."""
@@ -137,7 +145,7 @@ TOOLS: Registry[Tool] = Registry("tool")
 
 
 def tool(
-    *, paper: str, version: str, kinds: tuple[MediaKind, ...] = ("image", "video")
+    *, paper: str, version: str, kinds: tuple[MediaKind, ...] = ("image", "video"), checks: str | None = None
 ) -> Callable[[ToolFunction], ToolFunction]:
     """Registers a typed function in `TOOLS` under its own name.
 
@@ -151,6 +159,7 @@ def tool(
       paper: The operation's name in the paper, e.g. `ZOOM`.
       version: Changes whenever the same call could give another answer.
       kinds: Kinds of medium that the tool works on; others give `wrong_kind`.
+      checks: Name of the tool whose results this one checks; it shares that one's back-end, and is not for agents.
 
     Returns:
       A decorator that returns the function unchanged.
@@ -160,7 +169,8 @@ def tool(
     """
 
     def add(function: ToolFunction) -> ToolFunction:
-        TOOLS.register(function.__name__)(describe(function, paper=paper, version=version, kinds=kinds))
+        described = describe(function, paper=paper, version=version, kinds=kinds)
+        TOOLS.register(function.__name__)(dataclasses.replace(described, checks=checks))
         return function
 
     return add

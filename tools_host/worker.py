@@ -59,18 +59,18 @@ class Worker:
     def _injected(self, tool: Tool, request: ToolRequest) -> Mapping[str, Any]:
         made: dict[str, Any] = {}
         if "backend" in tool.injected:
-            made["backend"] = self._backend(tool.name)
+            made["backend"] = self._backend(tool)
         if "rng" in tool.injected:
             made["rng"] = np.random.default_rng(int(request.key[:16], 16))
         return made
 
-    def _backend(self, tool_name: str) -> object:
-        if tool_name not in self._backends:
-            entry = self._config.backend(tool_name)
+    def _backend(self, tool: Tool) -> object:
+        if tool.engine not in self._backends:
+            entry = self._config.backend(tool.name)
             if entry is None:
-                raise LookupError(f"tool {tool_name!r} needs a back-end and none is registered for it")
-            self._backends[tool_name] = entry.load(**self._config.backend_options.get(tool_name, {}))
-        return self._backends[tool_name]
+                raise LookupError(f"tool {tool.name!r} needs a back-end and none is registered for it")
+            self._backends[tool.engine] = entry.load(**self._config.options(tool.name))
+        return self._backends[tool.engine]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

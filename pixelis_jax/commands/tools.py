@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     config = ToolsConfig(imports=imports)
     config.load()
     # A module of the user's own offers its tools by registering them; they stand behind ours.
-    config = ToolsConfig(imports=imports, tools=(*config.tools, *(name for name in TOOLS if name not in config.tools)))
+    own = [name for name, tool in TOOLS.items() if name not in config.tools and tool.checks is None]
+    config = ToolsConfig(imports=imports, tools=(*config.tools, *own))
     if args.action == "list":
         print(json.dumps(config.schemas(), indent=2) if args.json else _listing(config))
         return 0

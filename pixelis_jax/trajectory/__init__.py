@@ -27,8 +27,10 @@ from pixelis_jax.trajectory.regions import is_chained as is_chained
 from pixelis_jax.trajectory.regions import is_repeat as is_repeat
 from pixelis_jax.trajectory.regions import is_valid as is_valid
 from pixelis_jax.trajectory.regions import mask_iou as mask_iou
+from pixelis_jax.trajectory.regions import operations as operations
 from pixelis_jax.trajectory.regions import racpr as racpr
 from pixelis_jax.trajectory.regions import rapr as rapr
+from pixelis_jax.trajectory.regions import region_place as region_place
 from pixelis_jax.trajectory.regions import repeats as repeats
 from pixelis_jax.trajectory.regions import time_iou as time_iou
 from pixelis_jax.trajectory.regions import valid_share as valid_share

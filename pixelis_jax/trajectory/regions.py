@@ -149,6 +149,11 @@ def repeats(trajectory: Trajectory) -> tuple[bool, ...]:
     return tuple(result)
 
 
+def operations(trajectory: Trajectory) -> tuple[str, ...]:
+    """The tools that a trajectory's valid calls used, in order; another dialect's name is that of the tool it stands for."""
+    return tuple(_tool(step.call) for step in trajectory.steps if is_valid(step))
+
+
 def footprint(trajectory: Trajectory) -> tuple[Place, ...]:
     """Where a trajectory's valid calls led: the regions that each returned, or the place it named if it found none."""
     known, places = _regions(trajectory), list[Place | None]()

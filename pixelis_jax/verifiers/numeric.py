@@ -18,10 +18,8 @@ def number(answer: str, truth: Any) -> float:
       answer: Text with exactly one number; units and words around it do not matter, `1,200` is 1200.
       truth: A number, or `{"value": x, "abs": a, "rel": r}`; off by at most `max(a, r * |x|)`, 0 if left out.
     """
-    found = _NUMBERS.findall(answer)
-    if len(found) != 1:
-        return 0.0
-    return _within(float(found[0].replace(",", "").replace("\u2212", "-")), truth)
+    value = the_number(answer)
+    return 0.0 if value is None else _within(value, truth)
 
 
 def time(answer: str, truth: Any) -> float:
@@ -31,13 +29,25 @@ def time(answer: str, truth: Any) -> float:
       answer: Seconds (`3.5`, `3.5 seconds`) or a clock (`1:03.5`, `0:01:03.5`).
       truth: As for `number`, in seconds; `abs` is the tolerance.
     """
+    value = the_time(answer)
+    return 0.0 if value is None else _within(value, truth)
+
+
+def the_number(answer: str) -> float | None:
+    """The one number in an answer; None if it has none or several."""
+    found = _NUMBERS.findall(answer)
+    return float(found[0].replace(",", "").replace("\u2212", "-")) if len(found) == 1 else None
+
+
+def the_time(answer: str) -> float | None:
+    """The one time in an answer, in seconds; None if it has none or several."""
     clock = _CLOCK.findall(answer)
     if not clock:
-        return number(answer, truth)
+        return the_number(answer)
     if len(clock) > 1:
-        return 0.0
+        return None
     hours, minutes, seconds = clock[0]
-    return _within(int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds), truth)
+    return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 def _within(value: float, truth: Any) -> float:

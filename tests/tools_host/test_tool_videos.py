@@ -6,8 +6,10 @@ from scenes import events, moving_disc
 
 from tools_host.config import ToolsConfig
 from tools_host.environment import EpisodeEnvironment
+from tools_host.media import MediaStore
 from tools_host.pool import InlinePool
-from tools_host.protocol import Observation, ToolCall
+from tools_host.protocol import MediaSpec, Observation, ToolCall
+from tools_host.tools.track import _backwards
 
 CONFIG = ToolsConfig()
 START = [125, 750, 250, 875]
@@ -127,3 +129,39 @@ def test_another_tracker_by_config(run, backend: str) -> None:
     call = ToolCall(name="track", arguments={"media": 1, "bbox_2d": START, "time_s": 0, "until_s": 0.8})
     assert environment.run(call, InlinePool(config)).data["end"] == "bottom left"
     assert config.tool_versions()["track"]["backend"] == backend
+
+
+CHECKING = ToolsConfig(tools=(*CONFIG.tools, "track_back"))
+
+
+def test_a_path_is_followed_back_to_where_it_began(run) -> None:
+    there = run("track", media=1, bbox_2d=START, time_s=0)
+    environment, pool = EpisodeEnvironment([run.environment.media[0].uri], CHECKING), InlinePool(CHECKING)
+    arguments = {"media": 1, "bbox_2d": list(there.regions[-1].bbox_2d), "time_s": 5.9, "until_s": 0}
+    back = environment.run(ToolCall(name="track_back", arguments=arguments), pool)
+    times = [region.time_s for region in back.regions]
+    assert times == sorted(times, reverse=True) and (times[0], times[-1]) == (5.9, 0.0)
+    assert back.regions[-1].bbox_2d == pytest.approx(there.regions[0].bbox_2d, abs=15)
+    half = environment.run(ToolCall(name="track_back", arguments={**arguments, "until_s": 3}), pool)
+    assert half.regions[-1].time_s == 3.0 and half.regions[-1].bbox_2d != back.regions[-1].bbox_2d
+    late = environment.run(ToolCall(name="track_back", arguments={**arguments, "until_s": 5.9}), pool)
+    assert late.error.code == "bad_time" and "not before" in late.error.message
+
+
+def test_frames_come_backwards_each_once(run) -> None:
+    media = run.environment.media[0]
+    view = MediaStore().open(MediaSpec(path=media.uri, sha256=media.sha256, kind="video"))
+    forward = list(view.frames(0.5, 4.5))
+    backward = list(_backwards(view, 0.5, 4.5))
+    assert len(forward) > 32  # more than are held at once
+    assert [time_s for time_s, _ in backward] == [time_s for time_s, _ in forward][::-1]
+    assert all((a == b).all() for (_, a), (_, b) in zip(backward, forward[::-1], strict=True))
+
+
+def test_a_check_shares_the_back_end_of_its_tool_and_no_agent_is_offered_it(run) -> None:
+    assert run("track_back", media=1, bbox_2d=START, time_s=3, until_s=0).error.code == "unknown_tool"
+    config = ToolsConfig(tools=CHECKING.tools, backends={"track": "kcf"})
+    assert config.tool_versions()["track_back"]["backend"] == "kcf"
+    options = ToolsConfig(tools=CHECKING.tools, backend_options={"track": {"max_difference": 20.0}})
+    versions = options.tool_versions()
+    assert versions["track_back"]["version"] == versions["track"]["version"] != CHECKING.tool_versions()["track"]["version"]

@@ -18,6 +18,7 @@ from pixelis_jax.trajectory import (
     is_chained,
     is_repeat,
     mask_iou,
+    operations,
     racpr,
     rapr,
     repeats,
@@ -228,3 +229,9 @@ def test_footprint_iou_equals_counting_cells(a, b):
         return [Place(root=1, box_px=(x, y, x + w, y + h)) for x, y, w, h in boxes]
 
     assert footprint_iou(places(a), places(b)) == pytest.approx(mask_iou(raster(a), raster(b)))
+
+
+def test_operations_are_the_tools_of_valid_calls():
+    steps = [step(call("image_zoom_in_tool", img_idx=0)), step(call("ocr", media=1), ok=False), step(None, ok=False)]
+    assert operations(trajectory(*steps, step(call("ocr", media=1)), step(call("ocr", media=1)))) == ("zoom", "ocr", "ocr")
+    assert operations(trajectory()) == ()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from tools_host.tools.zoom import nearest_time
 
 SAMPLES = 8
 """Most regions returned for one path, the last sighting included."""
+
+_CHUNK = 32
+"""Frames that `track_back` holds at once."""
 
 
 @tool(paper="TRK", version="1", kinds=("video",))
@@ -33,8 +38,44 @@ def track(media: MediaView, bbox_2d: Box, time_s: Seconds, until_s: Seconds | No
     end = float(media.frame_times()[-1]) if until_s is None else until_s
     if end <= start:
         raise ToolFailure("bad_time", f"until_s {end} is not after time_s {start}", "give an until_s after time_s")
-    box = to_pixels(bbox_2d, media.width, media.height)
-    path = backend.follow(iter(media.frames(start, end)), (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
+    return _output(backend.follow(iter(media.frames(start, end)), _start(bbox_2d, media)), media)
+
+
+@tool(paper="TRK", version="1", kinds=("video",), checks="track")
+def track_back(media: MediaView, bbox_2d: Box, time_s: Seconds, until_s: Seconds, *, backend: Tracker) -> ToolOutput:
+    """Follows the thing in a box towards the beginning of a video.
+
+    Args:
+      media: Video.
+      bbox_2d: Box of the thing at time_s.
+      time_s: When it is in the box.
+      until_s: Where to stop, before time_s.
+    """
+    last, first = nearest_time(media, time_s), nearest_time(media, until_s)
+    if last is None or first is None:
+        raise ToolFailure("wrong_kind", "an image has no motion", "track_back needs a video")
+    if first >= last:
+        raise ToolFailure("bad_time", f"until_s {until_s} is not before time_s {time_s}", "give an until_s before time_s")
+    # Trackers count the seconds for which a thing was hidden, so time has to grow for them.
+    path = backend.follow(((last - t, image) for t, image in _backwards(media, first, last)), _start(bbox_2d, media))
+    return _output([dataclasses.replace(seen, time_s=last - seen.time_s) for seen in path], media)
+
+
+def _start(box: Box, media: MediaView) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = to_pixels(box, media.width, media.height)
+    return float(x1), float(y1), float(x2), float(y2)
+
+
+def _backwards(media: MediaView, first: float, last: float) -> Iterator[tuple[float, np.ndarray]]:
+    """Frames in `[first, last]`, the last one first; videos are decoded forwards, so a chunk at a time is turned round."""
+    times = media.frame_times()
+    times = times[(times >= first) & (times <= last)]
+    for end in range(len(times), 0, -_CHUNK):
+        chunk = times[max(end - _CHUNK, 0) : end]
+        yield from reversed(list(media.frames(float(chunk[0]), float(chunk[-1]))))
+
+
+def _output(path: list[Sighting], media: MediaView) -> ToolOutput:
     regions = tuple(Found(box_px=_within(s.box_px, media), time_s=s.time_s, score=s.score) for s in _sampled(path))
     data = motion(path, media)
     return ToolOutput(
