@@ -7,17 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import imagehash
 import numpy as np
-from PIL import Image
 
 from pixelis_jax.data.build import load_examples
 from pixelis_jax.data.scenes import Split
+from pixelis_jax.encoding import NEAR, frames_hash
 from tools_host.media import MediaStore
 from tools_host.protocol import MediaSpec
-
-NEAR = 4
-"""Two media whose 64-bit perceptual hashes differ in at most this many bits are near-duplicates."""
 
 _STORE_BYTES = 64 * 2**20
 _STRINGS = ("read", "flash_read", "follow_read")
@@ -32,12 +28,9 @@ def perceptual_hash(path: Path, store: MediaStore) -> int:
     info = store.inspect(str(path))
     view = store.open(MediaSpec(path=str(path), sha256=info.sha256, kind=info.kind))
     if view.kind == "image":
-        pixels = view.image()
-    else:
-        times = view.frame_times()
-        pixels = np.concatenate([view.image(float(times[at])) for at in (0, len(times) // 2, -1)], axis=1)
-    bits = imagehash.phash(Image.fromarray(pixels)).hash.ravel()
-    return int("".join("1" if bit else "0" for bit in bits), 2)
+        return frames_hash([view.image()])
+    times = view.frame_times()
+    return frames_hash([view.image(float(times[at])) for at in (0, len(times) // 2, -1)])
 
 
 def near_pairs(left: np.ndarray, right: np.ndarray, distance: int = NEAR) -> list[tuple[int, int, int]]:

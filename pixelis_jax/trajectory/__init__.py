@@ -10,6 +10,8 @@ from pixelis_jax.trajectory.io import ShardWriter as ShardWriter
 from pixelis_jax.trajectory.io import load_record as load_record
 from pixelis_jax.trajectory.io import read_examples as read_examples
 from pixelis_jax.trajectory.io import read_trajectories as read_trajectories
+from pixelis_jax.trajectory.io import record_from_bytes as record_from_bytes
+from pixelis_jax.trajectory.io import record_to_bytes as record_to_bytes
 from pixelis_jax.trajectory.io import save_record as save_record
 from pixelis_jax.trajectory.io import strict_json as strict_json
 from pixelis_jax.trajectory.io import trajectory_from_json as trajectory_from_json

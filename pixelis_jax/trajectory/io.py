@@ -6,9 +6,12 @@ Object stores cannot append, so what is written is whole: a file appears under i
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,6 +32,9 @@ _RECORD_TYPES = {
     "policy_step": np.int32,
     "media_spans": np.int32,
 }
+
+RECORD_BYTES = 64 * 2**20
+"""Most bytes that a token record unpacks to; one of a million tokens takes 17 MB."""
 
 
 def trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
@@ -177,25 +183,55 @@ class ShardWriter:
 
 def save_record(path: epath.PathLike, record: TokenRecord) -> None:
     """Writes a token record as `.npz`."""
-    _check_record(record, "record")
+    content = record_to_bytes(record)
     with AtomicFile(path) as file:
-        np.savez_compressed(file, **{name: getattr(record, name) for name in _RECORD_TYPES})
+        file.write(content)
 
 
 def load_record(path: epath.PathLike) -> TokenRecord:
     """Reads a token record; raises TrajectoryError if it is none. Never unpickles."""
     path = epath.Path(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TrajectoryError(f"{path}: not a token record: {error}") from error
+    return record_from_bytes(content, name=str(path))
+
+
+def record_to_bytes(record: TokenRecord) -> bytes:
+    """What `save_record` writes."""
+    _check_record(record, "record")
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: getattr(record, name) for name in _RECORD_TYPES})
+    return content.getvalue()
+
+
+def record_from_bytes(content: bytes, *, name: str = "record") -> TokenRecord:
+    """Reads what `record_to_bytes` gave. Never unpickles, and unpacks at most `RECORD_BYTES`.
+
+    Args:
+      content: An `.npz` archive.
+      name: What an error calls it.
+
+    Raises:
+      TrajectoryError: It is no token record.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > RECORD_BYTES:
+            raise TrajectoryError(f"{name}: would unpack to {unpacked} bytes, more than {RECORD_BYTES}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             if set(arrays.files) != set(_RECORD_TYPES):
                 found = ", ".join(arrays.files)
-                raise TrajectoryError(f"{path}: expected the arrays {', '.join(_RECORD_TYPES)}, got {found}")
-            record = TokenRecord(**{name: arrays[name] for name in _RECORD_TYPES})
+                raise TrajectoryError(f"{name}: expected the arrays {', '.join(_RECORD_TYPES)}, got {found}")
+            record = TokenRecord(**{field: arrays[field] for field in _RECORD_TYPES})
     except TrajectoryError:
         raise
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise TrajectoryError(f"{path}: not a token record: {error}") from error
-    _check_record(record, str(path))
+    # A damaged archive fails in the zip reader, in zlib, or where an array's header asks for more memory than there is.
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise TrajectoryError(f"{name}: not a token record: {error}") from error
+    _check_record(record, name)
     return record
 
 
