@@ -17,7 +17,7 @@ from pixelis_jax.trajectory import Source, Step, Trajectory
 from tools_host.config import ToolsConfig
 from tools_host.environment import EpisodeEnvironment
 from tools_host.pool import InlinePool, WorkerPool
-from tools_host.protocol import Span, ToolCall, ToolError
+from tools_host.protocol import Found, Span, ToolCall, ToolError
 
 CONFIG = ToolsConfig(boxes_in_text=False)
 SETTINGS = ProbeSettings()
@@ -130,6 +130,41 @@ def test_without_random_regions_the_numbers_are_others(folder, pool):
     assert bare.null == 0 and bare.fidelity == bare.raw == lifted.raw
     assert lifted.null > 0.1 and lifted.fidelity < lifted.raw
     assert lifted.fidelity == pytest.approx((lifted.raw - lifted.null) / (1 - lifted.null))
+
+
+class ChangingPool(CountingPool):
+    """Changes what a tool found before anybody sees it."""
+
+    def __init__(self, tool, change):
+        super().__init__()
+        self._tool, self._change = tool, change
+
+    def submit(self, request):
+        future = super().submit(request)
+        if request.tool != self._tool:
+            return future
+        changed: Future = Future()
+        changed.set_result(dataclasses.replace(future.result(), regions=self._change(future.result().regions)))
+        return changed
+
+
+def test_a_path_has_to_come_back_in_time(folder, pool):
+    right = oracle(folder, pool, "where")
+    early = ChangingPool("track_back", lambda found: tuple(dataclasses.replace(f, time_s=f.time_s + 0.3) for f in found))
+    soon = ChangingPool("track_back", lambda found: tuple(dataclasses.replace(f, time_s=f.time_s + 0.2) for f in found))
+    assert measure(folder, early, right).calls[0].raw == 0.0
+    assert measure(folder, soon, right).calls[0].raw == measure(folder, pool, right).calls[0].raw > 0.8
+
+
+def test_text_beside_the_box_was_not_asked_for(folder, pool):
+    right = oracle(folder, pool, "read")
+    stray = Found(box_px=(0, 0, 2, 2), text="ZZZZ")  # in the corner, where no box of this scene is
+    assert measure(folder, ChangingPool("ocr", lambda found: (*found, stray)), right).calls[0].raw == 1.0
+    x1, y1, x2, y2 = right.steps[0].call.arguments["bbox_2d"]
+    root = right.media[0]
+    x, y = (x1 + x2) / 2000 * root.width, (y1 + y2) / 2000 * root.height
+    within = dataclasses.replace(stray, box_px=(x - 1, y - 1, x + 1, y + 1))
+    assert measure(folder, ChangingPool("ocr", lambda found: (*found, within)), right).calls[0].raw < 0.5
 
 
 def test_equal_calls_are_checked_once_and_remembered(folder, pool):
