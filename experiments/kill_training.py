@@ -1,7 +1,7 @@
 """Kills a training run again and again, and compares where it ends with an undisturbed one.
 
     python experiments/kill_training.py --config=configs/tiny_ccrft.py --out=runs/kills --kills=10 \\
-      --json=experiments/results/ccrft/kills.json --config.total_steps=6 --config.checkpoint_every_steps=1
+      --json=experiments/results/rewards/kills.json --config.total_steps=6 --config.checkpoint_every_steps=1
 
 Both runs share compiled programs and are of one machine. A kill is SIGKILL, `--least` to `--most` seconds after the start. Exit
 status: 0 the same parameters to the bit, 1 others, 2 a run failed by itself.
