@@ -4,9 +4,10 @@
     python experiments/memory_checks.py kills --json=FILE --points=200
 
 `recall`: keys from a mixture of clusters (about 200 keys each, cosine 0.55 within one); recall at 8 against comparing with every
-key, time to build, resident memory, time of a search while keys come and go, and the cache on disk. `kills`: a writer on a full
-store, which adds, evicts and changes values, is killed (SIGKILL) at random moments, start and writing of the index's cache
-included; after each the store must be what was acknowledged, or that and one transaction more, and the index must have its ids.
+key, time to build, resident memory, time of a search while keys come and go, and the cache on disk. `kills`: a writer on a full store,
+which adds, evicts and changes values, is killed (SIGKILL) at random moments, half of them counted from its start and half from its
+first transaction, writing of the index's cache included. After each the store must be what was acknowledged, or that and one
+transaction more, and the index must have its ids.
 """
 
 import argparse
@@ -207,7 +208,8 @@ def vars_of(config: IndexConfig) -> dict[str, Any]:
 
 
 DIM = 64
-KILLED = 1.0  # seconds after the start, at most
+KILLED = 1.0  # seconds, at most
+PATIENCE = 60.0  # seconds until a writer's first transaction
 COUNTS = ("acknowledged", "lost", "wrong", "index_differs", "one_more", "killed_before_writing", "cache_left")
 
 
@@ -224,7 +226,8 @@ def check_kills(args: argparse.Namespace) -> dict[str, Any]:
             expected, seq = content(memory), memory.memory_seq
         counts = dict.fromkeys(COUNTS, 0)
         for point in range(args.points):
-            acknowledged = killed_writer(path, config, chance.uniform(0, KILLED), seed=args.seed + 1 + point, early=args.early)
+            after_s, busy = chance.uniform(0, KILLED), point % 2 == 0 or args.early
+            acknowledged = killed_writer(path, config, after_s, busy=busy, seed=args.seed + 1 + point, early=args.early)
             for line in acknowledged:
                 apply(expected, line)
                 seq = line["seq"]
@@ -267,8 +270,10 @@ def apply(expected: dict[int, tuple[str, float]], line: Mapping[str, Any]) -> No
     expected[line["id"]] = (line["query"], 0.5)
 
 
-def killed_writer(path: Path, config: MemoryConfig, after_s: float, *, seed: int, early: bool) -> list[dict[str, Any]]:
-    """Runs a writer for so long, kills it, and returns what it acknowledged."""
+def killed_writer(
+    path: Path, config: MemoryConfig, after_s: float, *, busy: bool, seed: int, early: bool
+) -> list[dict[str, Any]]:
+    """Runs a writer, kills it so long after its start, or if `busy` after its first transaction; returns what it acknowledged."""
     reading, writing = os.pipe()
     child = os.fork()  # nothing here has started JAX, whose threads a fork would not take along
     if child == 0:
@@ -277,12 +282,14 @@ def killed_writer(path: Path, config: MemoryConfig, after_s: float, *, seed: int
         finally:
             os._exit(1)  # not reached: it writes until it is killed
     os.close(writing)
-    deadline, text = time.monotonic() + after_s, b""
+    deadline, text = time.monotonic() + (PATIENCE if busy else after_s), b""
     while (left := deadline - time.monotonic()) > 0:
         if select.select([reading], [], [], left)[0]:
             part = os.read(reading, 65_536)
             if not part:
                 raise SystemExit("the writer ended by itself")
+            if busy and not text:
+                deadline = time.monotonic() + after_s
             text += part
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -301,11 +308,11 @@ def write(path: Path, config: MemoryConfig, acknowledgements: int, *, seed: int,
             shown = {n: Shown(agreement=chance.random(), fidelity=chance.random()) for n in chance.sample(sorted(memory.ids), 8)}
             if early:
                 os.write(acknowledgements, line_of(memory.memory_seq + 1, 0, record, (), []))
+                time.sleep(PATIENCE)
             done = memory.remember(record, shown)
-            if not early:
-                held = memory._store.summaries(list(shown))
-                values = [(record_id, held[record_id].value) for record_id in held]
-                os.write(acknowledgements, line_of(done.memory_seq, done.id, record, done.evicted, values))
+            held = memory._store.summaries(list(shown))
+            values = [(record_id, held[record_id].value) for record_id in held]
+            os.write(acknowledgements, line_of(done.memory_seq, done.id, record, done.evicted, values))
             if count % 20 == 10:
                 memory.save_index()
 

@@ -18,13 +18,13 @@ def kills(folder: Path, *options: str) -> dict:
 
 def test_killed_at_a_few_moments(tmp_path):
     result = kills(tmp_path, "--points=6", "--records=300")
-    assert result["held"] and result["acknowledged"] > 20
+    assert result["held"] and result["acknowledged"] >= 3  # every other writer is killed after its first
     assert result["lost"] == result["wrong"] == result["index_differs"] == 0
 
 
 def test_the_check_finds_what_is_acknowledged_too_early(tmp_path):
     result = kills(tmp_path, "--points=6", "--records=300", "--early")
-    assert not result["held"] and result["lost"] > 0
+    assert not result["held"] and result["lost"] == 6
 
 
 @pytest.mark.slow
