@@ -4,9 +4,11 @@
     python experiments/memory_checks.py kills --json=FILE --points=200
 
 `recall`: keys from a mixture of clusters (about 200 keys each, cosine 0.55 within one); recall at 8 against comparing with every
-key, time to build, resident memory, time of a search while keys come and go, and the cache on disk. `kills`: a writer on a full
-store, which adds, evicts and changes values, is killed (SIGKILL) at random moments, start and writing of the index's cache
-included; after each the store must be what was acknowledged, or that and one transaction more, and the index must have its ids.
+key, time to build, resident memory, time of a search while keys come and go, and the cache on disk.
+
+`kills`: a writer on a full store, which adds, evicts and changes values, is killed (SIGKILL) at random moments, half of them
+counted from its start and half from its first transaction, writing of the index's cache included. After each the store must be what was
+acknowledged, or that and one transaction more, and the index must have its ids.
 """
 
 import argparse
@@ -54,7 +56,12 @@ def main() -> None:
     args = parser.parse_args()
     began = time.monotonic()
     record = {"study": "memory", "check": args.check, "command": " ".join(["python", *sys.argv]), "seed": args.seed}
-    record |= {"machine": platform.machine(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0], **CHECKS[args.check](args)}
+    record |= {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        **CHECKS[args.check](args),
+    }
     record["wall_time_s"] = round(time.monotonic() - began)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(record, indent=2) + "\n")
@@ -97,7 +104,11 @@ def check_recall(args: argparse.Namespace) -> dict[str, Any]:
     found, _ = searched(index, queries)
     ids = np.array(sorted(index.ids))
     now = np.concatenate([np.delete(keys, gone, axis=0), fresh]) if args.keys <= 200_000 else None
-    result |= {"changes": 2 * steps, "change_ms": quantiles([t / 2 for t in changes]), "search_while_changing_ms": quantiles(times)}
+    result |= {
+        "changes": 2 * steps,
+        "change_ms": quantiles([t / 2 for t in changes]),
+        "search_while_changing_ms": quantiles(times),
+    }
     result["removed_returned"] = len(set(gone.tolist()) & set(found.ravel().tolist()))
     if now is not None:
         result["recall_at_8_after"] = recall(found, exact(now, ids, queries))
@@ -198,7 +209,9 @@ def vars_of(config: IndexConfig) -> dict[str, Any]:
 
 
 DIM = 64
-KILLED = 1.0  # seconds after the start, at most
+KILLED = 1.0  # seconds, at most
+PATIENCE = 60.0  # seconds until a writer's first transaction
+COUNTS = ("acknowledged", "lost", "wrong", "index_differs", "one_more", "killed_before_writing", "cache_left")
 
 
 def check_kills(args: argparse.Namespace) -> dict[str, Any]:
@@ -211,37 +224,36 @@ def check_kills(args: argparse.Namespace) -> dict[str, Any]:
             records = writes(args.seed)
             for _ in range(args.records):
                 memory.remember(next(records), {})
-            expected = content(memory)
-        counts = dict.fromkeys(("acknowledged", "lost", "wrong", "index_differs", "one_more", "killed_before_writing", "cached"), 0)
+            expected, seq = content(memory), memory.memory_seq
+        counts = dict.fromkeys(COUNTS, 0)
         for point in range(args.points):
-            acknowledged = killed_writer(path, config, chance.uniform(0, KILLED), seed=args.seed + 1 + point, early=args.early)
+            after_s, busy = chance.uniform(0, KILLED), point % 2 == 0 or args.early
+            acknowledged = killed_writer(path, config, after_s, busy=busy, seed=args.seed + 1 + point, early=args.early)
+            for line in acknowledged:
+                apply(expected, line)
+                seq = line["seq"]
             counts["acknowledged"] += len(acknowledged)
             counts["killed_before_writing"] += not acknowledged
-            after = dict(expected)
-            for line in acknowledged:
-                apply(after, line)
+            cache = path.with_name(path.name + ".index") / "index.json"
+            counts["cache_left"] += cache.exists()
             with Memory(path, config=config) as memory:
-                found = content(memory)
-                seq = acknowledged[-1]["seq"] if acknowledged else None
-                lost = [line for line in acknowledged if line["seq"] > memory.memory_seq]
-                more = seq is not None and memory.memory_seq - seq
-                counts["lost"] += len(lost)
+                found, more = content(memory), memory.memory_seq - seq
+                counts["lost"] += max(0, -more)
                 counts["one_more"] += more == 1
-                # A transaction more adds one record, evicts one, and changes values of some.
-                wrong = more not in (False, 0, 1) or (more == 0 and seq is not None and found != after)
-                wrong |= more == 1 and (len(found.keys() - after.keys()), len(after.keys() - found.keys())) != (1, 1)
-                counts["wrong"] += bool(wrong or lost)
+                new, gone = found.keys() - expected.keys(), expected.keys() - found.keys()
+                # The transaction that was under way adds a record, evicts one, and changes the values of some, or does nothing.
+                counts["wrong"] += not ((more == 0 and found == expected) or (more == 1 and len(new) == len(gone) == 1))
                 counts["index_differs"] += memory.ids != found.keys()
-                # The newest come back whole, and are found.
                 for line in acknowledged[-3:]:
-                    if line["id"] in found:
+                    if line["id"] in found:  # whole, and found
                         record = memory.get(line["id"])
                         nearest = memory.retrieve(record.key, phash=None, query_id="another", k=1)[0]
                         counts["wrong"] += (record.query_id, nearest.id) != (line["query"], line["id"])
-            expected = found
+                expected, seq = found, memory.memory_seq
         with Memory(path, config=config) as memory:
             memory._store.check()
-    return {"points": args.points, "records": args.records, **counts, "held": not (counts["lost"] or counts["wrong"] or counts["index_differs"])}
+    held = not (counts["lost"] or counts["wrong"] or counts["index_differs"])
+    return {"points": args.points, "records": args.records, **counts, "held": held}
 
 
 def content(memory: Memory) -> dict[int, tuple[str, float]]:
@@ -252,15 +264,17 @@ def content(memory: Memory) -> dict[int, tuple[str, float]]:
 
 def apply(expected: dict[int, tuple[str, float]], line: Mapping[str, Any]) -> None:
     """What an acknowledged transaction did."""
-    for record_id, value in line["values"]:
-        expected[record_id] = (expected[record_id][0], value)
     for record_id in line["evicted"]:
         del expected[record_id]
+    for record_id, value in line["values"]:
+        expected[record_id] = (expected[record_id][0], value)
     expected[line["id"]] = (line["query"], 0.5)
 
 
-def killed_writer(path: Path, config: MemoryConfig, after_s: float, *, seed: int, early: bool) -> list[dict[str, Any]]:
-    """Runs a writer for so long, kills it, and returns what it acknowledged."""
+def killed_writer(
+    path: Path, config: MemoryConfig, after_s: float, *, busy: bool, seed: int, early: bool
+) -> list[dict[str, Any]]:
+    """Runs a writer, kills it so long after its start, or if `busy` after its first transaction; returns what it acknowledged."""
     reading, writing = os.pipe()
     child = os.fork()  # nothing here has started JAX, whose threads a fork would not take along
     if child == 0:
@@ -269,13 +283,15 @@ def killed_writer(path: Path, config: MemoryConfig, after_s: float, *, seed: int
         finally:
             os._exit(1)  # not reached: it writes until it is killed
     os.close(writing)
-    deadline, text = time.monotonic() + after_s, b""
+    deadline, text = time.monotonic() + (PATIENCE if busy else after_s), b""
     while (left := deadline - time.monotonic()) > 0:
-        if select.select([reading], [], [], left)[0] and not (part := os.read(reading, 65_536)):
-            raise SystemExit("the writer ended by itself")
-        elif left > 0 and "part" in locals():
+        if select.select([reading], [], [], left)[0]:
+            part = os.read(reading, 65_536)
+            if not part:
+                raise SystemExit("the writer ended by itself")
+            if busy and not text:
+                deadline = time.monotonic() + after_s
             text += part
-            del part
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     while part := os.read(reading, 65_536):
@@ -293,11 +309,11 @@ def write(path: Path, config: MemoryConfig, acknowledgements: int, *, seed: int,
             shown = {n: Shown(agreement=chance.random(), fidelity=chance.random()) for n in chance.sample(sorted(memory.ids), 8)}
             if early:
                 os.write(acknowledgements, line_of(memory.memory_seq + 1, 0, record, (), []))
+                time.sleep(PATIENCE)
             done = memory.remember(record, shown)
-            if not early:
-                held = memory._store.summaries(list(shown))
-                values = [(record_id, held[record_id].value) for record_id in held]
-                os.write(acknowledgements, line_of(done.memory_seq, done.id, record, done.evicted, values))
+            held = memory._store.summaries(list(shown))
+            values = [(record_id, held[record_id].value) for record_id in held]
+            os.write(acknowledgements, line_of(done.memory_seq, done.id, record, done.evicted, values))
             if count % 20 == 10:
                 memory.save_index()
 

@@ -19,6 +19,7 @@ from pixelis_jax.workdir import write_json
 _FORMAT = 1
 _ABOUT = "index.json"
 _IDS = "ids.npy"
+_FEWEST_LEAVES = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class IndexConfig:
 
     Attributes:
       exact_below: Fewer keys than this are compared one by one.
-      leaves_searched: Share of the tree's leaves that a search opens; at least 10 are.
+      leaves_searched: Share of the tree's leaves that a search opens; at least 20 are.
       candidates: Keys that ScaNN proposes, at least; the best of them by exact inner product are returned.
       training_samples: Keys from which the tree and the hashes learn, at most.
       growth: The index is built anew, with a tree of the right size, when it holds this many times the keys it was built from.
@@ -35,7 +36,7 @@ class IndexConfig:
     """
 
     exact_below: int = 8192
-    leaves_searched: float = 0.04
+    leaves_searched: float = 0.05
     candidates: int = 256
     training_samples: int = 100_000
     growth: float = 2.0
@@ -159,13 +160,17 @@ class Index:
         leaves = max(16, round(math.sqrt(count)))
         samples = min(count, self.config.training_samples)
         builder = scann_ops_pybind.builder(self._keys[:count], self.config.candidates, "dot_product")
-        builder = builder.tree(leaves, self._leaves_searched(leaves), training_sample_size=samples, training_iterations=8)
+        # Spherical: keys are put into leaves as queries look for them, by inner product. By distance, a leaf of mixed keys, whose
+        # centre is short, takes in many that no query would look for there.
+        builder = builder.tree(
+            leaves, self._leaves_searched(leaves), training_sample_size=samples, training_iterations=8, spherical=True
+        )
         builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2, training_sample_size=samples)
         self._scann = builder.set_n_training_threads(self.config.threads).build(docids=list(self._ids))
         self._built_from = count
 
     def _leaves_searched(self, leaves: int) -> int:
-        return min(leaves, max(10, round(self.config.leaves_searched * leaves)))
+        return min(leaves, max(_FEWEST_LEAVES, round(self.config.leaves_searched * leaves)))
 
     def save(self, directory: Path, stamp: Stamp) -> None:
         """Writes what takes long to build. A directory that another store or another moment wrote is replaced.

@@ -94,7 +94,8 @@ class KeyMaker:
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share is {share}, expected a number in [0, 1]")
-        self._graph, self._params = nnx.split(model)
+        self._graph, params = nnx.split(model)
+        self._params = jax.tree.map(lambda leaf: leaf, params)  # else it would share the model's variables
         self._share = share
         self.dim = 2 * model.config.text.hidden_size  # the merger gives the decoder's width
 

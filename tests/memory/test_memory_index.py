@@ -45,15 +45,15 @@ def test_neighbours_by_hand():
     assert Index(16).search(unit(1), 3)[0].tolist() == []
 
 
-@pytest.mark.parametrize("start", [590, 2000])
-def test_adding_and_removing_at_random_keeps_index_and_keys_together(start):
-    """Below and above the size at which ScaNN takes over; each key finds itself, and nothing that was removed is found."""
+@pytest.mark.parametrize(("start", "adding"), [(300, 0.9), (2000, 0.5)])
+def test_adding_and_removing_at_random_keeps_index_and_keys_together(start, adding):
+    """Across the size at which ScaNN takes over, and above; each key finds itself, and nothing that was removed is found."""
     random = np.random.default_rng(1)
     keys = clustered(3000, 60, seed=2)
     index = Index.of(stored(keys[:start]), SMALL)
     held = {10 * (row + 1): row for row in range(start)}
     for step in range(600):
-        if random.random() < 0.5 and held:
+        if random.random() > adding:
             gone = list(held)[random.integers(len(held))]
             index.remove(gone)
             row = held.pop(gone)
@@ -103,13 +103,16 @@ def test_recall_on_clusters():
 
 
 @pytest.mark.slow
-def test_recall_on_many_clusters():
+def test_recall_on_many_clusters(monkeypatch):
     keys, queries = clustered(20_000, 500, seed=5, dim=256), clustered(300, 500, seed=6, dim=256)
     index = Index.of(stored(keys), IndexConfig(threads=1))
     assert index.approximate
     assert recall(index, keys, queries) >= 0.97
-    # The measure can fail: a twentieth of the leaves' worth of candidates misses many.
-    assert recall(Index.of(stored(keys), IndexConfig(threads=1, candidates=8, leaves_searched=0.0)), keys, queries) < 0.97
+    # The measure can fail: ScaNN's own order, without exact scores of more candidates than are asked for, is not good enough.
+    monkeypatch.setattr(
+        Index, "_candidates", lambda self, key, k, _: np.array([self._row[i] for i in self._scann.search(key, k)[0]])
+    )
+    assert recall(index, keys, queries) < 0.97
 
 
 def recall(index: Index, keys: np.ndarray, queries: np.ndarray) -> float:

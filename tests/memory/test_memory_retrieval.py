@@ -50,7 +50,13 @@ def test_never_the_query_itself_nor_a_near_duplicate(path):
         ids = [
             memory.remember(make_record(name, at_cosine(0.9 - 0.1 * n), phash=phash), {}).id
             for n, (name, phash) in enumerate(
-                [("q", 2**63), ("four bits", bits ^ 0b1111), ("five bits", bits ^ 0b11111), ("no picture", None), ("high", bits ^ 2**63)]
+                [
+                    ("q", 2**63),
+                    ("four bits", bits ^ 0b1111),
+                    ("five bits", bits ^ 0b11111),
+                    ("no picture", None),
+                    ("high", bits ^ 2**63),
+                ]
             )
         ]
         assert ask(memory, phash=bits) == [ids[2], ids[3]]

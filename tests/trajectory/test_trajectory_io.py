@@ -17,6 +17,8 @@ from pixelis_jax.trajectory import (
     load_record,
     read_examples,
     read_trajectories,
+    record_from_bytes,
+    record_to_bytes,
     save_record,
     trajectory_from_json,
     trajectory_schema,
@@ -199,3 +201,23 @@ def test_what_is_no_token_record_is_refused(tmp_path):
         save_record(tmp_path / "x.npz", dataclasses.replace(record(), roles=np.zeros(4, np.int8)))
     with pytest.raises(TrajectoryError, match="ids is int64"):
         save_record(tmp_path / "x.npz", dataclasses.replace(record(), ids=np.arange(5)))
+
+
+def test_a_token_record_that_would_unpack_to_too_much_or_is_damaged_is_refused(monkeypatch):
+    record = TokenRecord(
+        ids=np.zeros(100_000, np.int32),
+        roles=np.zeros(100_000, np.int8),
+        log_probs=np.zeros(100_000, np.float32),
+        forced=np.zeros(100_000, bool),
+        policy_step=np.zeros(100_000, np.int32),
+        media_spans=np.zeros((0, 4), np.int32),
+    )
+    content = record_to_bytes(record)
+    assert len(content) < 10_000
+    np.testing.assert_array_equal(record_from_bytes(content).ids, record.ids)
+    for damaged in (content[:-30], b"", b"PK", content[:500] + b"\xff" * 20 + content[520:]):
+        with pytest.raises(TrajectoryError, match="not a token record"):
+            record_from_bytes(damaged)
+    monkeypatch.setattr("pixelis_jax.trajectory.io.RECORD_BYTES", 1_000_000)
+    with pytest.raises(TrajectoryError, match="would unpack to 14"):
+        record_from_bytes(content)
