@@ -5,6 +5,11 @@ python experiments/tables.py
 
 import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixelis_jax.evaluation.statistics import seed_mean_difference
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -126,6 +131,47 @@ def rollouts() -> str:
     return "\n".join(f"- {fact}" for fact in facts)
 
 
+def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
+    """What a variant of CC-RFT makes of its start on the same test questions, a row a seed, and the comparison over seeds."""
+    folder = RESULTS / "ccrft" / "eval"
+
+    def read(name: str) -> dict[str, Any]:
+        return json.loads((folder / f"{name}.json").read_text())
+
+    seeds = sorted(path.stem for path in folder.glob(f"{variant}-*.json"))
+    found = {start: read(start)} | {name: read(name) for name in seeds}
+    if len({record["questions"] for record in found.values()}) > 1:
+        raise ValueError("these models were not asked the same questions")
+    head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "calls where any", "tool gain", "tool harm"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    for name, record in found.items():
+        row = record["with_tools"]
+        low, high = row["interval"]
+        cells = [f"`{name}`", percent(row["accuracy"]), f"{100 * low:.1f} - {100 * high:.1f}"]
+        cells += [f"{row['rapr']:.2f}", f"{row['racpr']:.2f}", percent(row["valid_calls"]), f"{row['mean_chain']:.2f}"]
+        # Every question is answered, or nearly so: episodes with a call are RaPR of all.
+        cells += [f"{row['mean_chain'] / max(row['rapr'], 1e-9):.2f}", percent(record["tool_gain"]), percent(record["tool_harm"])]
+        lines.append(line(cells))
+    families = list(found[start]["with_tools"]["families"])
+    lines += ["", line(["accuracy / RaPR", *families]), "|---" * (len(families) + 1) + "|"]
+    for name, record in found.items():
+        rows = record["with_tools"]["families"]
+        lines.append(line([f"`{name}`", *(f"{100 * rows[f]['accuracy']:.0f} / {rows[f]['rapr']:.2f}" for f in families)]))
+    items = {name: np.array([int(digit) for digit in record["items"]["with_tools"]]) for name, record in found.items()}
+    after, before = np.stack([items[name] for name in seeds]), np.stack([items[start]] * len(seeds))
+    result = seed_mean_difference(after, before)
+    low, high = result.interval
+    by_seed = ", ".join(f"{100 * difference:+.1f}" for difference in result.by_seed)
+    count = after.shape[1]
+    lines += [
+        "",
+        f"{count:,} test questions, greedy, paired: {100 * result.difference:+.1f} points "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
+        f"{100 * result.difference / items[start].mean():+.1f} % of the start), by seed {by_seed}; p = {result.p_value:.1g}.",
+    ]
+    return "\n".join(lines)
+
+
 def gib(size: float | None) -> str:
     """Bytes as GiB; a dash for None."""
     if size is None:
@@ -145,4 +191,4 @@ def line(cells: list[str]) -> str:
 
 if __name__ == "__main__":
     measured = [benches("policy_dense", "policy_useful"), benches("rollout"), simulations(), rollouts()]
-    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured]))
+    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured, ccrft()]))
