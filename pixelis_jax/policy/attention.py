@@ -28,7 +28,7 @@ def behind_cache(
     own: Pair,
     bias: jax.Array | None,
     tail: Pair | None,
-    past: Pair | tuple[Pair, ...],
+    past: Pair,
     *,
     step: jax.Array | None,
     length: jax.Array,
@@ -44,7 +44,7 @@ def behind_cache(
       own: keys and values of new tokens, each ``[B, H, N, Dh]``. Each query sees at least one of them.
       bias: added to scores on them, float32 ``[B, 1, M, N]``; None: all are seen.
       tail: keys and values of a block's tokens, each ``[B, H, S, Dh]``.
-      past: cached keys and values, each ``[B, H, C, Dh]``, or more rows, of which `rows` says which; or a pair a page.
+      past: cached keys and values, each ``[B, H, C, Dh]``, or more rows, of which `rows` says which.
       step: tokens that the tail holds.
       length: cached tokens of each row, int32 ``[B]``.
       page: tokens that are read at a time; divides C.
@@ -80,15 +80,31 @@ def behind_cache(
     if tail is not None:
         assert step is not None  # made from the same tail
         state = add(*tail, jnp.arange(tail[0].shape[2]) < step, state)
-    if isinstance(past[0], tuple):
-        pages: tuple[Pair, ...] = past  # type: ignore[assignment]
-        for index, pair in enumerate(pages):
-            state = read(pair, index, state)
-    else:
-        whole: Pair = past  # type: ignore[assignment]
-        filled = (jnp.max(length) + page - 1) // page
-        state = jax.lax.fori_loop(0, filled, lambda index, state: read(cut(whole, index), index, state), state)
+    filled = (jnp.max(length) + page - 1) // page
+    state = jax.lax.fori_loop(0, filled, lambda index, state: read(cut(past, index), index, state), state)
     return (state[2] / state[1]).astype(q.dtype)
+
+
+def over_window(q: jax.Array, own: Pair, window: Pair, bias: jax.Array, step: jax.Array) -> tuple[jax.Array, Pair]:
+    """Puts a token into a window and attends to all that it sees there.
+
+    As `behind_cache`, the result of a row depends on that row alone: what it does not see adds exactly nothing.
+
+    Args:
+      q: scaled queries of one token, ``[B, H, G, Dh]``, one head a key head.
+      own: its key and value, each ``[B, H, 1, Dh]``.
+      window: keys and values, each ``[B, H, N, Dh]``.
+      bias: added to scores, 0 where a place is seen, float32 ``[B, 1, 1, N]``.
+      step: where the token goes.
+
+    Returns:
+      ``[B, H, G, Dh]``, and the window with the token in it.
+    """
+    k, v = (jax.lax.dynamic_update_slice_in_dim(w, x.astype(w.dtype), step, axis=2) for w, x in zip(window, own, strict=True))
+    found = scores(q, k) + bias
+    weights = jnp.exp(found - jnp.max(found, axis=-1, keepdims=True))
+    mixed = _mix(weights, v, q.dtype) / jnp.sum(weights, axis=-1, keepdims=True)
+    return mixed.astype(q.dtype), (k, v)
 
 
 def scores(q: jax.Array, k: jax.Array) -> jax.Array:

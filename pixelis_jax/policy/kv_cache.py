@@ -129,25 +129,18 @@ class KVCache:
             length = length.at[jnp.where(empty, rows, len(length))].set(0, mode="drop")
         return dataclasses.replace(self, rows=rows, length=length)
 
-    def view(self, pages: int) -> "CacheView":
-        """Takes the first pages out, for a block of decoding that reads them again and again and writes none.
+    def window(self, pages: int, block: int) -> "Window":
+        """Takes the first pages out, behind room for a block of `block` tokens, for decoding that block.
 
-        Where nothing behind them is filled this says the same as the cache, and a step need not cut a page out of it.
+        Where nothing behind those pages is filled, a window says the same as the cache. Only for unrolled layers.
         """
+        if self.stacked is not None:
+            raise ValueError("a window needs unrolled layers: those of a scan would be copied at every token")
 
-        def cut(x: jax.Array) -> list[jax.Array]:
-            starts = range(0, pages * self.page, self.page)
-            return [jax.lax.slice_in_dim(x, start, start + self.page, axis=-2) for start in starts]
+        def cut(x: jax.Array) -> jax.Array:
+            return jnp.pad(x[:, :, : pages * self.page], ((0, 0), (0, 0), (block, 0), (0, 0)))
 
-        def pairs(layer: Pair) -> tuple[Pair, ...]:
-            return tuple(zip(*map(cut, layer), strict=True))
-
-        return CacheView(
-            layers=tuple(map(pairs, self.layers)),
-            stacked=None if self.stacked is None else pairs(self.stacked),
-            length=self.length,
-            page=self.page,
-        )
+        return Window(layers=jax.tree.map(cut, self.layers), length=self.length, step=jnp.int32(0), block=block)
 
     def copy_row(self, source: jax.Array, target: jax.Array, length: jax.Array) -> Self:
         """Makes row `target` what row `source` was when it held `length` tokens; rows only ever grow."""
@@ -165,23 +158,34 @@ class KVCache:
 
 
 @struct.dataclass
-class CacheView:
-    """The first pages of a cache, each an array of its own; `KVCache.view` makes it.
+class Window:
+    """The tokens of a block and, behind them, the first pages of a cache, in one array a layer: one product over both.
+
+    The block comes first, so that a token stands at the same place however many pages there are.
 
     Attributes:
-      layers, stacked, length, page: as in `KVCache`, with a pair a page.
+      layers: rotated keys, and values, of each layer, each ``[B, Hkv, N + P, Dh]``.
+      length: tokens of the cache, int32 ``[B]``.
+      step: where the next token goes, int32.
+      block: N.
     """
 
-    layers: tuple[tuple[Pair, ...], ...]
-    stacked: tuple[Pair, ...] | None
+    layers: tuple[Pair, ...]
     length: jax.Array
-    page: int = struct.field(pytree_node=False)
-    rows: None = struct.field(pytree_node=False, default=None)
+    step: jax.Array
+    block: int = struct.field(pytree_node=False)
 
     @property
-    def held(self) -> jax.Array:
-        """Tokens held by each row."""
-        return self.length
+    def seen(self) -> jax.Array:
+        """What the next token sees, itself included, bool ``[B, N + P]``."""
+        place = jnp.arange(self.layers[0][0].shape[2])
+        return jnp.where(place < self.block, place <= self.step, place - self.block < self.length[:, None])
+
+    @property
+    def tail(self) -> "Tail":
+        """The tokens of the block."""
+        layers = jax.tree.map(lambda x: x[:, :, : self.block], self.layers)
+        return Tail(layers=layers, stacked=None, step=self.step)
 
 
 @struct.dataclass

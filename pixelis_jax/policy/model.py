@@ -1,5 +1,7 @@
 """Qwen3-VL: vision tower, decoder, and the joint between them."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ from flax import nnx
 
 from pixelis_jax.policy import layers
 from pixelis_jax.policy.config import Execution, Lora, Precision, Qwen3VLConfig
-from pixelis_jax.policy.kv_cache import CacheView, KVCache, Tail
+from pixelis_jax.policy.kv_cache import KVCache, Tail, Window
 from pixelis_jax.policy.text import TextDecoder
 from pixelis_jax.policy.vision import VisionInputs, VisionTower, VisualFeatures
 
@@ -89,7 +91,7 @@ class Qwen3VL(nnx.Module):
             x, deepstack = _place_visual(x, visual, visual_index)
         return self.decoder(x, positions, segments, deepstack, cache)
 
-    def decode(self, ids: jax.Array, positions: jax.Array, cache: KVCache | CacheView, tail: Tail) -> tuple[jax.Array, Tail]:
+    def decode(self, ids: jax.Array, positions: jax.Array, cache: KVCache, tail: Tail) -> tuple[jax.Array, Tail]:
         """Runs one text token of each row behind its cache and the tail.
 
         Args:
@@ -101,10 +103,29 @@ class Qwen3VL(nnx.Module):
         Returns:
           Hidden states after the final norm, ``[B, D]``, and the tail with the tokens in it.
         """
+        hidden, tail = self._decode(ids, positions, cache, tail, None)
+        return hidden, tail
+
+    def decode_in_window(self, ids: jax.Array, positions: jax.Array, window: Window) -> tuple[jax.Array, Window]:
+        """Runs one text token of each row behind a window.
+
+        Args:
+          ids: int32 ``[B]``.
+          positions: as in `decode`.
+          window: the tokens before them.
+
+        Returns:
+          Hidden states after the final norm, ``[B, D]``, and the window with the tokens in it.
+        """
+        return self._decode(ids, positions, None, None, window)
+
+    def _decode(
+        self, ids: jax.Array, positions: jax.Array, cache: KVCache | None, tail: Tail | None, window: Window | None
+    ) -> tuple[jax.Array, Any]:
         x = self.decoder.embed(ids[:, None])
         spread = jnp.broadcast_to(positions[:, None, None], (*x.shape[:2], 3))
-        hidden, tail = self.decoder(x, spread, jnp.ones(x.shape[:2], jnp.int32), None, cache, tail)
-        return hidden[:, 0], tail
+        hidden, past = self.decoder(x, spread, jnp.ones(x.shape[:2], jnp.int32), None, cache, tail, window)
+        return hidden[:, 0], past
 
     def unembedding_matrix(self) -> jax.Array:
         """Returns the matrix ``[V, D]`` whose product with a hidden state gives logits."""

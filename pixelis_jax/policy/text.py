@@ -1,5 +1,6 @@
 """The decoder of Qwen3-VL: grouped-query attention with per-head norms, SwiGLU or experts, DeepStack features on the way."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,13 @@ from flax import nnx, struct
 
 from pixelis_jax.policy import attention, layers, stack
 from pixelis_jax.policy.config import Execution, Lora, Precision, TextConfig
-from pixelis_jax.policy.kv_cache import CacheView, KVCache, Pair, Tail
+from pixelis_jax.policy.kv_cache import KVCache, Pair, Tail, Window
 from pixelis_jax.policy.moe import MixtureOfExperts
 from pixelis_jax.policy.rotary import rotate, text_angles
 from pixelis_jax.sharding import constrain
 
-# Keys and values of the cache, whole or page by page, and of the tail.
-Past = tuple[Pair | tuple[Pair, ...], Pair | None]
+# Keys and values of the cache and of the tail; or of a window, which is both.
+Past = tuple[Pair, Pair | None]
 
 
 @struct.dataclass
@@ -26,6 +27,7 @@ class AttentionContext:
       cos, sin: rotary table of the T tokens, float32 ``[B, 1, T, Dh / 2]``.
       local_bias: added to scores between the T tokens, repeated for the G query heads of a group, float32
         ``[B, 1, G * T, T]``. None where `splash` attends, which takes the segments themselves.
+      window_bias: added to scores on a window, float32 ``[B, 1, 1, N]``; None without one.
       segments: int32 ``[B, T]``, 0 = padding.
       length, rows: tokens of the cache, int32 ``[B]``, and the rows of it, or None for all; None without one.
       step: tokens of the tail, int32; None without one.
@@ -36,6 +38,7 @@ class AttentionContext:
     sin: jax.Array
     local_bias: jax.Array | None
     segments: jax.Array
+    window_bias: jax.Array | None = None
     length: jax.Array | None = None
     rows: jax.Array | None = None
     step: jax.Array | None = None
@@ -48,8 +51,9 @@ class AttentionContext:
         segments: jax.Array,
         config: TextConfig,
         *,
-        cache: KVCache | CacheView | None = None,
+        cache: KVCache | None = None,
         tail: Tail | None = None,
+        window: Window | None = None,
         splash: bool = False,
     ) -> "AttentionContext":
         """Builds the context from positions ``[B, T, 3]`` and segment ids ``[B, T]`` (0 = padding)."""
@@ -57,6 +61,10 @@ class AttentionContext:
         if splash:
             tables = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
             return cls(cos=tables[0], sin=tables[1], local_bias=None, segments=segments)
+        if window is not None:
+            bias = _bias(window.seen)[:, None, None]
+            cos, sin, bias = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles), bias))
+            return cls(cos=cos, sin=sin, local_bias=None, segments=segments, window_bias=bias, step=window.step)
         count = segments.shape[1]
         causal = jnp.tril(jnp.ones((count, count), bool))
         visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0) & causal
@@ -109,7 +117,7 @@ class TextAttention(nnx.Module):
             or None for either.
 
         Returns:
-          ``[B, T, D]`` and the chunk's own keys and values, each ``[B, Hkv, T, Dh]``.
+          ``[B, T, D]`` and the chunk's own keys and values, each ``[B, Hkv, T, Dh]``, or the window with them.
         """
         batch, count, _ = x.shape
         q = constrain(self._heads(self.q_proj(x)), "batch", "act_heads", "length", None)
@@ -117,6 +125,11 @@ class TextAttention(nnx.Module):
         # Keys and values of all tokens are needed everywhere on the context axis.
         k, v = (constrain(self._heads(p(x)), "batch", "act_kv_heads", None, None) for p in (self.k_proj, self.v_proj))
         k = rotate(self.k_norm(k), context.cos, context.sin)
+        if context.window_bias is not None:
+            assert past is not None and context.step is not None  # made from the same window
+            grouped = q.reshape(batch, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
+            mixed, window = attention.over_window(grouped, (k, v), past[0], context.window_bias, context.step)
+            return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), window
         if context.local_bias is None:
             mixed = attention.splash(q * self.head_dim**-0.5, k, v, context.segments, causal=True)
             return self._joined(mixed), (k, v)
@@ -227,8 +240,9 @@ class TextDecoder(nnx.Module):
         positions: jax.Array,
         segments: jax.Array,
         deepstack: jax.Array | None,
-        cache: KVCache | CacheView | None,
+        cache: KVCache | None,
         tail: Tail | None = None,
+        window: Window | None = None,
     ) -> tuple[jax.Array, Any]:
         """Runs the layers.
 
@@ -237,24 +251,27 @@ class TextDecoder(nnx.Module):
           positions: ``[B, T, 3]``.
           segments: int32 ``[B, T]``, 0 = padding.
           deepstack: feature k to add after layer k, zero on text, ``[K, B, T, D]``; None for text alone.
-          cache: earlier tokens, or None; a view goes with a tail.
+          cache: earlier tokens, or None.
           tail: takes the one new token of each row, in place of the cache.
+          window: earlier tokens, and takes the one new token of each row: in place of both.
 
         Returns:
           Hidden states after the final norm, ``[B, T, D]``, and the tail with the token in it, or the cache with the chunk
-          appended.
+          appended; or the window with the token in it.
         """
         remat = self.execution.remat
         splash = self.execution.attention == "splash" and cache is None
-        context = AttentionContext.create(positions, segments, self.config, cache=cache, tail=tail, splash=splash)
+        context = AttentionContext.create(positions, segments, self.config, cache=cache, tail=tail, window=window, splash=splash)
 
         def call(layer: DecoderLayer, x: jax.Array, past: Past | None) -> tuple[jax.Array, Pair | None]:
             x, new = layer(x, context, past)
-            return x, None if cache is None else new
+            return x, None if cache is None and window is None else new
 
         made = []
         for index, layer in enumerate(self.layers):
             past = None if cache is None else (cache.layers[index], None if tail is None else tail.layers[index])
+            if window is not None:
+                past = (window.layers[index], None)
             x, new = stack.run(layer, call, x, past, remat=remat)
             if deepstack is not None and index < deepstack.shape[0]:
                 x = x + deepstack[index]
@@ -263,9 +280,11 @@ class TextDecoder(nnx.Module):
         if self.stacked is not None:
             stacked_past = None if cache is None else (cache.stacked, None if tail is None else tail.stacked)
             x, stacked = stack.scan(self.stacked, call, x, stacked_past, remat=remat)
+        if window is not None:
+            return self.norm(x), dataclasses.replace(window, layers=tuple(made), step=window.step + 1)
         if tail is not None:
             return self.norm(x), tail.advanced(made, stacked)
-        if isinstance(cache, KVCache):
+        if cache is not None:
             cache = cache.append(made, stacked, segments != 0)
         return self.norm(x), cache
 

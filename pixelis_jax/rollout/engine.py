@@ -157,7 +157,7 @@ class Engine:
         prefill_rows: int = 2,
         buckets: Sequence[tuple[int, int]] = BUCKETS,
         page: int = 128,
-        views: bool | None = None,
+        windows: bool | None = None,
         byte_budget: int | None = None,
         mesh: Mesh | None = None,
         version: int = 0,
@@ -179,8 +179,9 @@ class Engine:
             on the slots, so that an episode is the same among many and alone, up to rounding.
           buckets: (tokens, frames) that one prefill takes of a chunk.
           page: Tokens of the cache that attention reads at a time.
-          views: Whether a block of decoding takes filled pages out of the cache once, which costs their memory again, in place
-            of cutting them out at every token; by default on a CPU, where cutting costs as much as attending.
+          windows: Whether a block of decoding takes filled pages out of the cache once, beside room for its own tokens, which
+            costs their memory again, in place of cutting pages out at every token; by default on a CPU with unrolled layers,
+            where cutting costs as much as attending.
           byte_budget: Most bytes of the slots on all devices together.
           mesh: Where the parameters lie; None for one device.
           version: Of the parameters.
@@ -217,7 +218,9 @@ class Engine:
         self._sampleable = _packed(~banned)
         self._slots = self._allocate(model, window, page, byte_budget)
         self._page = self._slots.cache.page
-        self._views = _doubled(self._slots.cache.capacity // self._page) if views or views is None and _on_cpu() else ()
+        if windows is None:
+            windows = jax.default_backend() == "cpu" and self._slots.cache.stacked is None
+        self._windows = _doubled(self._slots.cache.capacity // self._page) if windows else ()
         self._length = np.zeros(slots, np.int64)
         self._free = list(range(slots))
         self._slot_version = [version] * slots
@@ -389,7 +392,7 @@ class Engine:
             for tokens, frames in self._buckets:
                 self._run_prefill(self._lay([], tokens, frames))
             self._run_starts([])
-            for pages in self._views or (None,):
+            for pages in self._windows or (None,):
                 jax.block_until_ready(self._decode(self._version, (), pages=pages))
             if self._takes_grammars:
                 nothing = np.zeros((self.slots, len(self._sampleable)), np.uint32)
@@ -399,7 +402,7 @@ class Engine:
     def _decode(
         self, version: int, decoding: Sequence[int], *, allowed: np.ndarray | None = None, pages: int | None = None
     ) -> slots_lib.Block:
-        """A block over views of so many pages, or one token of those that are `allowed`."""
+        """A block in a window of so many pages, or one token of those that are `allowed`."""
         options: dict[str, Any] = {"block": self._block, "pages": pages}
         if allowed is not None:
             options = {"block": 1, "allowed": self._put(allowed, "batch")}
@@ -412,9 +415,9 @@ class Engine:
         return block
 
     def _filled(self, decoding: Sequence[int]) -> int | None:
-        """Pages of a view that hold all that these slots have; None without views."""
+        """Pages of a window that hold all that these slots have; None without windows."""
         most = -(-int(self._length[list(decoding)].max()) // self._page)
-        return next((pages for pages in self._views if pages >= most), None)
+        return next((pages for pages in self._windows if pages >= most), None)
 
     def _collect(self, flights: Sequence[_Flight], blocks: Sequence[slots_lib.Block], forced: np.ndarray) -> list[BlockResult]:
         """Keeps what was decoded; `forced` `[B]` holds for all tokens of a slot. Returns the turns that have ended."""
@@ -658,12 +661,8 @@ def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> 
 
 
 def _doubled(pages: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and the last: sizes of views, few enough to be compiled."""
+    """1, 2, 4, ... and the last: sizes of windows, few enough to be compiled."""
     return (*itertools.takewhile(lambda size: size < pages, (2**power for power in range(pages))), pages)
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _packed(tokens: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding
 
 from pixelis_jax import sharding
-from pixelis_jax.policy import Execution, KVCache, Qwen3VL, Qwen3VLConfig, Tail, VisionInputs
+from pixelis_jax.policy import Execution, KVCache, Qwen3VL, Qwen3VLConfig, Tail, VisionInputs, Window
 from pixelis_jax.rollout import sampling
 from pixelis_jax.rollout.sampling import Sampling
 
@@ -249,7 +249,6 @@ def decode(
     model = nnx.merge(graph, params)
     rows, how, cache = active.shape[0], slots.how, slots.cache
     draws = jnp.any(active & (how.temperature > 0))
-    past = cache if pages is None else cache.view(pages)
     narrows = jnp.any(active & ((how.top_p < 1) | (how.top_k > 0) | (how.min_p > 0)))
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -260,7 +259,10 @@ def decode(
         found = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
         log_prob = found - jax.nn.logsumexp(scaled, axis=-1)
         step = tail.step
-        hidden, tail = model.decode(token, slots.position + made.counts, past, tail)
+        if isinstance(tail, Window):
+            hidden, tail = model.decode_in_window(token, slots.position + made.counts, tail)
+        else:
+            hidden, tail = model.decode(token, slots.position + made.counts, cache, tail)
         recent = jnp.where(going[:, None], jnp.roll(recent, -1, axis=1).at[:, -1].set(token), recent)
         counts = made.counts + going.astype(jnp.int32)
         stopped = jnp.any(jnp.all((recent[:, None] == stops) | (stops == -1), axis=-1), axis=-1)
@@ -285,12 +287,16 @@ def decode(
         ended=jnp.zeros(rows, bool),
     )
     dtype = jax.tree.leaves((cache.layers, cache.stacked))[0].dtype
-    tail = Tail.create(model.config, rows, block, dtype=dtype, execution=model.execution)
+    tail: Tail | Window
+    if pages is None:
+        tail = Tail.create(model.config, rows, block, dtype=dtype, execution=model.execution)
+    else:
+        tail = cache.window(pages, block)
     carry = (tail, slots.logits, slots.recent, active, made)
     tail, logits, recent, _, made = jax.lax.while_loop(lambda carry: jnp.any(carry[3]) & (carry[0].step < block), body, carry)
     slots = dataclasses.replace(
         slots,
-        cache=cache.merge(tail, made.counts),
+        cache=cache.merge(tail.tail if isinstance(tail, Window) else tail, made.counts),
         logits=logits,
         recent=recent,
         position=slots.position + made.counts,
