@@ -6,9 +6,9 @@
 `recall`: keys from a mixture of clusters (about 200 keys each, cosine 0.55 within one); recall at 8 against comparing with every
 key, time to build, resident memory, time of a search while keys come and go, and the cache on disk.
 
-`kills`: a writer on a full store, which adds, evicts and changes values, is killed (SIGKILL) at random moments, half of them counted
-from its start and half from its first transaction, writing of the index's cache included. After each the store must be what was
-acknowledged, or that and one transaction more, and the index must have its ids.
+`kills`: a writer on a full store, which adds, evicts and changes values, is killed (SIGKILL) at random moments, half of them
+counted from its start and half from its first transaction, writing of the index's cache included. After each the store must be
+what was acknowledged, or that and one transaction more, and the index must have its ids.
 """
 
 import argparse
