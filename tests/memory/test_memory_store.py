@@ -69,6 +69,22 @@ def test_transactions_are_numbered_and_all_or_nothing(path):
         assert store.stamp.state != before.state
 
 
+def test_a_full_disk_changes_nothing(path):
+    with Store(path, dim=DIM) as store:
+        ids = add(store, "a", "b")
+        before = store.stamp
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")  # SQLite then reports what a full disk would
+        with pytest.raises(StoreError, match="memory.sqlite: database or disk is full"), store.transaction() as change:
+            change.set_value(ids[0], 1.0)
+            for n in range(100):
+                change.add(make_record(f"{n}"))
+        assert store.stamp == before and store.ids() == ids and len(store) == 2
+        store._connection.execute("PRAGMA max_page_count = 1000000")
+        assert len(add(store, "c")) == 1
+        store.check()
+
+
 def test_ids_of_evicted_records_do_not_come_back(path):
     with Store(path, dim=DIM) as store:
         _, last = add(store, "a", "b")
