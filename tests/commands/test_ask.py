@@ -24,7 +24,7 @@ def script(monkeypatch):
     """Puts written turns in the place of the policy's."""
 
     def write(*turns):
-        def make(model, encoder, *, slots, capacity, grammar):
+        def make(model, encoder, *, slots, capacity, grammar, tracer):
             return ScriptedEngine(encoder, [turns], slots=slots, capacity=capacity)
 
         monkeypatch.setattr("pixelis_jax.rollout.agent.make_engine", make)

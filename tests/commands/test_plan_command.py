@@ -18,7 +18,7 @@ from pixelis_jax.sharding import MESH_AXES
 
 CONFIG = "configs/plan_8b.py"
 SMALL = (
-    "programs=('sft','reference','prefill','decode')", "execution.attention=xla", "mesh.data=1",
+    "programs=('sft','ccrft','reference','prefill','decode')", "execution.attention=xla", "mesh.data=1",
     "model=tiny", "layers=2", "patches=16", "train.rows=8", "train.tokens=64", "train.weighted=16", "train.frames=1",
     "sample.slots=8", "sample.capacity=64", "sample.prefill_rows=8", "sample.prefill_tokens=16",
 )  # fmt: skip
@@ -48,7 +48,7 @@ def run(capsys):
         ([f"--config={CONFIG}", "--topology=v5e-8", "--config.programs=()"], "programs names none"),
         ([f"--config={CONFIG}", "--topology=v5e-8", "--json=tests"], "--json: tests is a directory"),
         ([f"--config={CONFIG}", "--topology=v5e-8", "--config.trian.rows=3"], "did you mean 'train"),
-        (["--config=configs/tiny_sft.py", "--topology=v5e-8"], "has no field 'layers'"),
+        (["--config=configs/tiny_sft.py", "--topology=v5e-8"], "has no field 'clip'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(run, arguments, words):
@@ -72,7 +72,7 @@ def record(name, *, fits):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("too_large", "status"), [((), 0), (("sft",), 1), (("sft", "reference"), 1)])
+@pytest.mark.parametrize(("too_large", "status"), [((), 0), (("sft",), 1), (("sft", "ccrft", "reference"), 1)])
 def test_status_says_whether_everything_fits(run, tmp_path, monkeypatch, too_large, status):
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "0")
@@ -85,7 +85,7 @@ def test_status_says_whether_everything_fits(run, tmp_path, monkeypatch, too_lar
     written = json.loads(path.read_text())
     assert written["schema"] == "pixelis.plan/1" and written["topology"]["chips"] == 256
     assert written["mesh"] == {"data": 2, "fsdp": 128, "tensor": 1, "context": 1, "expert": 1}
-    assert [program["name"] for program in written["programs"]] == ["sft", "reference"]
+    assert [program["name"] for program in written["programs"]] == ["sft", "ccrft", "reference"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_compiler_that_dies_is_reported_in_one_line(run, tmp_path, monkeypatch
     ("override", "words"),
     [
         ("model=qwen4", "no model 'qwen4' (known: qwen3_vl_2b"),
-        ("programs=('sft','dream')", "no program 'dream' (known: sft, reference"),
+        ("programs=('sft','dream')", "no program 'dream' (known: sft, ccrft, reference"),
         ("trainable=adapters", "lora.rank is 0, but trainable is 'adapters'"),
         ("lora.base=int8", "lora.base is 'int8', but trainable is 'all'"),
         ("train.rows=9", "train.rows is 9, no multiple of the 8 parts"),
@@ -127,7 +127,7 @@ def test_the_tpu_compiler_plans_the_tiny_policy(tmp_path):
     command = [sys.executable, "-m", "pixelis_jax", "plan", f"--config={CONFIG}", "--topology=v5e-8", f"--json={path}"]
     done = subprocess.run([*command, *(f"--config.{change}" for change in SMALL)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "".join(f"compiling {name} for v5e-8\n" for name in ("sft", "reference", "prefill", "decode"))
+    assert done.stderr == "".join(f"compiling {name} for v5e-8\n" for name in ("sft", "ccrft", "reference", "prefill", "decode"))
     for program in json.loads(path.read_text())["programs"]:
         assert program["fits"] and 0 < program["memory"]["total"] < 2**30
         assert (program["compiled"]["unknown_loops"] > 0) == (program["name"] in ("prefill", "decode"))
