@@ -20,6 +20,7 @@ from typing import Any
 from pixelis_jax.commands import models
 from pixelis_jax.commands.errors import UserError
 from pixelis_jax.commands.eval import build_examples
+from pixelis_jax.commands.session import TIMEOUT_S
 from pixelis_jax.data.scenes import SPLITS
 from pixelis_jax.evaluation import headroom
 from pixelis_jax.evaluation import run as evaluation
@@ -93,7 +94,7 @@ def _ask(loaded: models.Loaded, examples: list[Example], args: argparse.Namespac
         "questions": hashlib.sha256("\n".join(example.id for example in examples).encode()).hexdigest()[:16],
         "items": {},
     }
-    with WorkerPool(tools, workers=1) as pool:
+    with WorkerPool(tools, workers=1, timeout_s=TIMEOUT_S) as pool:
         agent = Agent(engine, loaded.encoder, pool, tools, policy=dataclasses.replace(loaded.info or PolicyInfo(model="")))
         conditions = {}
         for name, use_tools in (("with_tools", True), ("without_tools", False)):

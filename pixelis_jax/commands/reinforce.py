@@ -95,6 +95,7 @@ def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, R
 
     from pixelis_jax import sharding
     from pixelis_jax.commands.eval import build_examples
+    from pixelis_jax.commands.session import TIMEOUT_S
     from pixelis_jax.evaluation.run import judge
     from pixelis_jax.rollout.agent import Agent, EpisodeLimits, banned_ids, make_engine
     from pixelis_jax.training import ccrft
@@ -117,7 +118,7 @@ def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, R
     )  # fmt: skip
     engine.warm_up()
     limits = EpisodeLimits(max_steps=rollout.max_steps, max_turn_tokens=rollout.max_turn_tokens)
-    with WorkerPool(tools, workers=rollout.workers) as pool:
+    with WorkerPool(tools, workers=rollout.workers, timeout_s=TIMEOUT_S) as pool:
         agent = Agent(engine, loaded.encoder, pool, tools, limits=limits, policy=loaded.info)
         collector = Collector(
             agent, examples, judge=judge, prompts=config.prompts, samples=config.samples, seed=config.seed,
