@@ -661,8 +661,11 @@ def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> 
 
 
 def _doubled(pages: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and the last: sizes of windows, few enough to be compiled."""
-    return (*itertools.takewhile(lambda size: size < pages, (2**power for power in range(pages))), pages)
+    """2, 4, ... and the last: sizes of windows, few enough to be compiled.
+
+    Not 1: XLA's CPU backend sums so short a window in another order, and which window a slot decodes in depends on the others.
+    """
+    return (*itertools.takewhile(lambda size: size < pages, (2**power for power in range(1, pages))), pages)
 
 
 def _packed(tokens: np.ndarray) -> np.ndarray:
