@@ -10,13 +10,13 @@ temperature 1, for the majority. Exit status: 0 done, 2 bad input.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from configs.eval_scenes import FAMILIES
 from pixelis_jax.commands import models
 from pixelis_jax.commands.errors import UserError
 from pixelis_jax.commands.eval import build_examples
@@ -25,13 +25,11 @@ from pixelis_jax.data.scenes import SPLITS
 from pixelis_jax.evaluation import headroom
 from pixelis_jax.evaluation import run as evaluation
 from pixelis_jax.rollout.agent import Agent, make_engine
-from pixelis_jax.trajectory import Example, PolicyInfo
+from pixelis_jax.trajectory import Example
 from pixelis_jax.workdir import describe_environment
 from pixelis_jax.workdir.atomic import write_json
 from tools_host.config import ToolsConfig
 from tools_host.pool import WorkerPool
-
-FAMILIES = ("read", "shape", "angle", "where", "blink", "cut", "flash_read", "flash_shape", "follow_read")
 
 
 def main() -> int:
@@ -95,7 +93,7 @@ def _ask(loaded: models.Loaded, examples: list[Example], args: argparse.Namespac
         "items": {},
     }
     with WorkerPool(tools, workers=1, timeout_s=TIMEOUT_S) as pool:
-        agent = Agent(engine, loaded.encoder, pool, tools, policy=dataclasses.replace(loaded.info or PolicyInfo(model="")))
+        agent = Agent(engine, loaded.encoder, pool, tools, policy=loaded.info)
         conditions = {}
         for name, use_tools in (("with_tools", True), ("without_tools", False)):
             if use_tools or args.no_tools:

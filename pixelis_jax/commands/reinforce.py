@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ VARIANTS, CREDITS = ("ensemble", "paper"), ("trajectory", "step")
 def check(path: Path, config: ConfigDict) -> None:
     """Raises UserError for what only such a config has, and that no run can have."""
     from pixelis_jax.commands.configs import flat
-    from pixelis_jax.losses import ControlSettings
+    from pixelis_jax.training.ccrft import control_settings
 
     def whole(value: Any, least: int = 1) -> bool:
         return isinstance(value, int) and value >= least
@@ -65,16 +65,11 @@ def check(path: Path, config: ConfigDict) -> None:
     if not config.init_from:
         raise UserError(f"{path}: init_from is empty: reinforcement learning starts from a policy that can call tools")
     try:
-        ControlSettings(**control_settings(config.kl))
+        control_settings(config.kl)
     except ValueError as error:
         raise UserError(f"{path}: kl: {error}") from error
     if not config.kl.least <= config.kl.beta <= config.kl.most:
         raise UserError(f"{path}: kl.beta is {config.kl.beta}, outside {config.kl.least} to {config.kl.most}")
-
-
-def control_settings(kl: Mapping[str, Any]) -> dict[str, Any]:
-    """The controller's part of `config.kl`; the rest is where it begins."""
-    return {name: value for name, value in kl.items() if name != "beta"}
 
 
 def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, Result]:

@@ -70,18 +70,16 @@ def behind_cache(
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         return new_top, total, mixed * shrink + _mix(weights, v, q.dtype)
 
-    def read(pair: Pair, index: jax.Array | int, state: State) -> State:
-        return add(*pair, (index * page + jnp.arange(page) < length[:, None])[:, None, None], state)
-
-    def cut(whole: Pair, index: jax.Array) -> Pair:
-        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in whole)
-        return (k, v) if rows is None else (jnp.take(k, rows, axis=0, mode="clip"), jnp.take(v, rows, axis=0, mode="clip"))
+    def read(index: jax.Array, state: State) -> State:
+        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in past)
+        if rows is not None:
+            k, v = (jnp.take(x, rows, axis=0, mode="clip") for x in (k, v))
+        return add(k, v, (index * page + jnp.arange(page) < length[:, None])[:, None, None], state)
 
     if tail is not None:
         assert step is not None  # made from the same tail
         state = add(*tail, jnp.arange(tail[0].shape[2]) < step, state)
-    filled = (jnp.max(length) + page - 1) // page
-    state = jax.lax.fori_loop(0, filled, lambda index, state: read(cut(past, index), index, state), state)
+    state = jax.lax.fori_loop(0, (jnp.max(length) + page - 1) // page, read, state)
     return (state[2] / state[1]).astype(q.dtype)
 
 

@@ -81,6 +81,15 @@ def run(
         return _Run(config, epath.Path(path), trainer, collector).run()
 
 
+def control_settings(kl: ConfigDict) -> losses.ControlSettings:
+    """How `config.kl` holds the divergence; its ``beta`` is where that begins.
+
+    Raises:
+      ValueError: It cannot be held so.
+    """
+    return losses.ControlSettings(**{name: value for name, value in kl.items() if name != "beta"})
+
+
 class _Trainer:
     """Parameters, rewards and updates: what a checkpoint is of."""
 
@@ -115,7 +124,7 @@ class _Trainer:
             episodes=config.prompts * config.samples,
             seed=config.seed,
         )
-        self._control = losses.ControlSettings(**{name: value for name, value in config.kl.items() if name != "beta"})
+        self._control = control_settings(config.kl)
         self.control = losses.ControlState(beta=config.kl.beta)
 
     def policy(self) -> Qwen3VL:
@@ -129,13 +138,14 @@ class _Trainer:
         groups = [group.episodes for group in collected.groups]
         episodes = [episode for group in groups for episode in group]
         order = np.random.default_rng([config.seed, iteration]).permutation(len(episodes))
-        minibatches = [self._pack([episodes[number] for number in part]) for part in np.array_split(order, config.minibatches)]
+        parts = np.array_split(order, config.minibatches)
+        minibatches = [self._pack([episodes[number] for number in part]) for part in parts]
         references = [
             [self._reference(self._anchor, self.state.frozen, self._placed(micro)) for micro in micros]
             for micros, _ in minibatches
         ]
         judged: list[Judged] = [None] * len(episodes)  # type: ignore[list-item]  # filled in below
-        for part, (_, places), made in zip(np.array_split(order, config.minibatches), minibatches, references, strict=True):
+        for part, (_, places), made in zip(parts, minibatches, references, strict=True):
             roles = [episodes[number].tokens.roles for number in part]
             for number, features in zip(part, policy_update.features_of(places, made, roles), strict=True):
                 trajectory = episodes[number].trajectory
@@ -147,7 +157,7 @@ class _Trainer:
 
         worth = [turns for group in rewarded.advantages for turns in group]
         updates: list[dict[str, float]] = []
-        for part, (micros, places), made in zip(np.array_split(order, config.minibatches), minibatches, references, strict=True):
+        for part, (micros, places), made in zip(parts, minibatches, references, strict=True):
             advantages = [_by_token(episodes[number], worth[number]) for number in part]
             learns = [not judged[number].masked for number in part]
             updates.append(self._update(microbatches.with_advantages(micros, places, advantages, learns), made))

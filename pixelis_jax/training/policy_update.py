@@ -157,10 +157,10 @@ def make_accumulate(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np
         total = objective * count * scale.token + scale.beta * jnp.sum(divergence * decision) * scale.decision
         metrics = {
             "policy_gradient": clu_metrics.Average(total=objective * count, count=count),
-            "clipped": _mean(terms.clipped, weights),
-            "kl": _mean(divergence, decision),
-            "kl_sampler_k3": _mean(losses.k3(terms.log_ratios), weights),
-            "entropy": _mean(-log_probs, decision),
+            "clipped": sft.average(terms.clipped, weights),
+            "kl": sft.average(divergence, decision),
+            "kl_sampler_k3": sft.average(losses.k3(terms.log_ratios), weights),
+            "entropy": sft.average(-log_probs, decision),
         }
         return total, metrics
 
@@ -205,7 +205,3 @@ def _unit_means(hidden: jax.Array, index: jax.Array, count: int) -> jax.Array:
     members = (index[:, None, :] == jnp.arange(count)[None, :, None]).astype(jnp.float32)
     sums = jnp.einsum("rst,rtd->rsd", members, hidden.astype(jnp.float32))
     return sums / jnp.maximum(jnp.linalg.norm(sums, axis=-1, keepdims=True), 1e-6)
-
-
-def _mean(values: jax.Array, weights: jax.Array) -> Any:
-    return clu_metrics.Average(total=jnp.sum(values * weights), count=jnp.sum(weights))

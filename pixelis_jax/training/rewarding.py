@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from pixelis_jax import losses, rewards
+from pixelis_jax.data.examples import OPERATIONS
 from pixelis_jax.trajectory import Trajectory, is_valid, repeats
 from tools_host.protocol import ToolCall
 
-OPERATIONS = ("zoom", "segment", "track", "ocr", "localize", "properties")
 _ARGUMENTS: Mapping[str, int] = {"bbox_2d": 4, "point_2d": 2, "time_s": 1, "until_s": 1, "start_s": 1, "end_s": 1}
 _ORDER = ("media", "region", "other")
 ACTION_WIDTH = len(OPERATIONS) + 1 + 2 * (sum(_ARGUMENTS.values()) + len(_ORDER))
@@ -67,7 +67,7 @@ class Rewarder:
 
         Args:
           config: ``weights`` (``curiosity``, ``coherence``, ``penalty``, ``usage``), ``curiosity`` (``variant``, ``heads``,
-            ``hidden``, ``learning_rate``, ``steps``), ``usage`` (``target_rapr``, ``most_calls``), ``advantage`` (``least_std``,
+            ``hidden``, ``learning_rate``, ``steps``), ``usage`` (as `rewards.usage`), ``advantage`` (``least_std``,
             ``credit``), ``curriculum`` (``on``, and as `rewards.Curriculum`).
           features: D.
           max_steps: T_max.

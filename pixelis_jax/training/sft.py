@@ -252,10 +252,10 @@ def imitate(
         model, selected.hidden, targets, banned, chunk=config.chunk, vocab_chunk=config.vocab_chunk
     ).ravel()
     weights, roles = selected.weights.ravel(), roles.ravel()
-    metrics = {"imitation": _average(-log_probs, weights)}
+    metrics = {"imitation": average(-log_probs, weights)}
     for role in Role:
         if role not in (Role.PROMPT, Role.OBSERVATION):
-            metrics[f"nll/{role.name.lower()}"] = _average(-log_probs, (weights > 0) & (roles == role))
+            metrics[f"nll/{role.name.lower()}"] = average(-log_probs, (weights > 0) & (roles == role))
     return losses.imitation_loss(log_probs, weights), metrics
 
 
@@ -285,7 +285,7 @@ def ground(heads: AuxiliaryHeads, hidden: jax.Array, batch: Batch, config: Confi
     called = batch.op_valid & (batch.op_id >= 0)
     valid = {"box": batch.box_valid, "point": batch.point_valid, "span": batch.span_valid, "operation": called}
     valid = {name: mask.ravel() for name, mask in valid.items()}
-    metrics = {f"heads/{name}": _average(values[name], valid[name]) for name in values}
+    metrics = {f"heads/{name}": average(values[name], valid[name]) for name in values}
     return losses.mean_over_heads(values, valid), metrics
 
 
@@ -335,6 +335,7 @@ def see(heads: AuxiliaryHeads, visual: jax.Array, batch: Batch, config: ConfigDi
     return thing + fit + losses.masked_mean(ink, real & stands) + losses.masked_mean(ink, real & ~stands)
 
 
-def _average(values: jax.Array, weights: jax.Array) -> clu_metrics.Average:
+def average(values: jax.Array, weights: jax.Array) -> clu_metrics.Average:
+    """Weighted mean of values, both ``[*n]``, as a metric; a value of weight 0 may be anything."""
     weights = weights.astype(jnp.float32)
     return clu_metrics.Average(total=jnp.sum(jnp.where(weights > 0, values * weights, 0.0)), count=jnp.sum(weights))
