@@ -41,7 +41,7 @@ from pixelis_jax.trajectory import Trajectory, racpr, rapr, valid_share
 from pixelis_jax.trajectory.io import relative_media, write_trajectories
 from pixelis_jax.workdir import Checkpoints, Workdir, describe_environment
 
-MAY_DIFFER = (*loop.MAY_DIFFER, "rollout.slots", "rollout.workers", "save_trajectories_every")
+MAY_DIFFER = (*loop.MAY_DIFFER, "rollout.workers", "save_trajectories_every")  # slots change the last bits
 _ITEMS = ("params", "opt_state", "rng")
 # What may have a floor, and its metric.
 _FLOORS = {"valid_calls": "rollout/valid_calls", "rapr": "rollout/rapr", "entropy": "entropy"}
