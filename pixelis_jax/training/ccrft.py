@@ -15,10 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,14 +26,13 @@ from pixelis_jax.encoding import Encoder
 from pixelis_jax.policy import Qwen3VL
 from pixelis_jax.rollout.agent import Episode
 from pixelis_jax.rollout.tracing import Compilations
-from pixelis_jax.training import loop, microbatches, policy_update, sft
+from pixelis_jax.training import loop, microbatches, policy_update
 from pixelis_jax.training.collecting import Collected, Collector, is_masked, zero_spread
 from pixelis_jax.training.microbatches import MicroBatch, Sampled
-from pixelis_jax.training.optimizer import create_optimizer, learning_rate
 from pixelis_jax.training.policy_update import Reference
 from pixelis_jax.training.progress import Progress
 from pixelis_jax.training.rewarding import Judged, Rewarded, Rewarder
-from pixelis_jax.training.state import create_state, join_parameters, split_parameters
+from pixelis_jax.training.updater import Updater
 from pixelis_jax.training.watch import CollapseError, Watch
 from pixelis_jax.trajectory import Trajectory, racpr, rapr, valid_share
 from pixelis_jax.trajectory.io import relative_media, write_trajectories
@@ -94,29 +91,11 @@ class _Trainer:
     """Parameters, rewards and updates: what a checkpoint is of."""
 
     def __init__(self, config: ConfigDict, model: Qwen3VL, encoder: Encoder, banned_ids: Sequence[int], mesh: Mesh):
-        self._config, self._encoder, self._mesh = config, encoder, mesh
-        self.graph, params = nnx.split(model)
-        trained, frozen = split_parameters(nnx.to_pure_dict(params), sft.TRAINABLE[config.trainable])
-        places = sft.state_shardings(params, nnx.State({}), mesh, config.trainable)
+        self._config, self._encoder = config, encoder
         updates = config.total_steps * config.minibatches
-        self._optimizer = create_optimizer(config.optimizer, updates)
-        self.schedule = learning_rate(config.optimizer, updates)
-        key = jax.random.key(config.seed)
-        self.state = create_state(trained, {}, self._optimizer, key, places, frozen)
+        self.updater = Updater(config, model, encoder, banned_ids, mesh, updates=updates)
         # The reference shares the parameters that are not trained.
-        self._anchor = jax.tree.map(jnp.copy, self.state.params)
-        banned = np.isin(np.arange(model.config.text.vocab_size), banned_ids)
-        self._reference = policy_update.make_reference(self.graph, config)
-        self._accumulate = policy_update.make_accumulate(self.graph, config, banned)
-        self._apply = policy_update.make_apply(self._optimizer, self.state)
-        self._patch_size = model.config.vision.patch_size
-        self._shape = microbatches.Shape(
-            rows=config.microbatch.rows,
-            tokens=config.microbatch.tokens,
-            frames=config.microbatch.frames,
-            patches=encoder.prompt.patch_bucket,
-            weighted=config.microbatch.weighted,
-        )
+        self._anchor = self.updater.trained()
         self.rewarder = Rewarder(
             config,
             features=model.config.text.hidden_size,
@@ -127,11 +106,6 @@ class _Trainer:
         self._control = control_settings(config.kl)
         self.control = losses.ControlState(beta=config.kl.beta)
 
-    def policy(self) -> Qwen3VL:
-        """A copy of the present policy, for the engine: the next update donates these parameters."""
-        params = join_parameters(jax.tree.map(jnp.copy, self.state.params), self.state.frozen)
-        return nnx.merge(self.graph, nnx.State(params))
-
     def learn(self, collected: Collected, iteration: int) -> tuple[dict[str, float], list[Trajectory]]:
         """Rewards what an iteration sampled and updates the policy; returns what to log, and the trajectories with rewards."""
         config, begin = self._config, time.monotonic()
@@ -140,10 +114,7 @@ class _Trainer:
         order = np.random.default_rng([config.seed, iteration]).permutation(len(episodes))
         parts = np.array_split(order, config.minibatches)
         minibatches = [self._pack([episodes[number] for number in part]) for part in parts]
-        references = [
-            [self._reference(self._anchor, self.state.frozen, self._placed(micro)) for micro in micros]
-            for micros, _ in minibatches
-        ]
+        references = [self.updater.see(self._anchor, micros) for micros, _ in minibatches]
         judged: list[Judged] = [None] * len(episodes)  # type: ignore[list-item]  # filled in below
         for part, (_, places), made in zip(parts, minibatches, references, strict=True):
             roles = [episodes[number].tokens.roles for number in part]
@@ -172,7 +143,7 @@ class _Trainer:
             "kl_above_top": float(np.mean([update["kl"] > self._control.top for update in updates])),
             "kl_smoothed": self.control.kl,
             "beta": self.control.beta,
-            "learning_rate": float(self.schedule(int(self.state.step) - 1)),
+            "learning_rate": float(self.updater.schedule(int(self.updater.state.step) - 1)),
             "time/rollout_s": collected.seconds,
             "time/rewarding_s": rewarding_s,
             "time/update_s": time.monotonic() - begin,
@@ -180,38 +151,19 @@ class _Trainer:
         return metrics, trajectories
 
     def _pack(self, episodes: Sequence[Episode]) -> tuple[list[MicroBatch], list[microbatches.Place]]:
-        sampled = [
-            Sampled(example=encode_record(e.tokens, e.thumbnails, self._encoder), log_probs=e.tokens.log_probs) for e in episodes
-        ]
-        micros, places = microbatches.pack(sampled, self._shape, self._patch_size)
-        # The batches themselves go to the devices once; what is filled in later is still on the host.
-        return [dataclasses.replace(micro, batch=loop.place_batch(micro.batch, self._mesh)) for micro in micros], places
-
-    def _placed(self, micro: MicroBatch) -> MicroBatch:
-        fields = {name: getattr(micro, name) for name in microbatches.TOKEN_FIELDS}
-        return dataclasses.replace(micro, **loop.place_batch(fields, self._mesh))
+        return self.updater.pack(
+            [
+                Sampled(example=encode_record(e.tokens, e.thumbnails, self._encoder), log_probs=e.tokens.log_probs)
+                for e in episodes
+            ]
+        )
 
     def _update(self, micros: Sequence[MicroBatch], references: Sequence[Reference]) -> dict[str, float]:
-        """One step of the optimiser."""
+        """One step of the optimiser, and what it shows to the controller."""
         scale = policy_update.scale_of(micros, self.control.beta)
-        gradients = jax.tree.map(jnp.zeros_like, self.state.params)
-        sums = []
-        for micro, reference in zip(micros, references, strict=True):
-            placed = self._placed(micro)
-            gradients, metrics = self._accumulate(self.state, gradients, self._anchor, placed, reference, scale)
-            sums.append(metrics)
-        self.state, norm = self._apply(self.state, gradients)
-        fetched, norm = jax.device_get((sums, norm))
-        found = {
-            name: float(sum(m[name].total for m in fetched)) / max(float(sum(m[name].count for m in fetched)), 1e-9)
-            for name in fetched[0]
-        }
-        if not np.isfinite([*found.values(), norm]).all():
-            raise FloatingPointError(
-                f"update {int(self.state.step)} is not finite ({found}, gradient norm {norm}); it is not saved"
-            )
+        found = self.updater.step(self._anchor, micros, references, scale)
         self.control = losses.update_control(self.control, self._control, max(found["kl"], 0.0))
-        return found | {"gradient_norm": float(norm)}
+        return found
 
 
 class _Run:
@@ -271,15 +223,15 @@ class _Run:
                     if stop and not last:
                         progress.say(f"stopped at iteration {done}; the same command goes on from there")
                         break
-        result = loop.Result(state=trainer.state, finished=saved == config.total_steps, compilations=compilations.count)
-        return trainer.policy(), result
+        result = loop.Result(state=trainer.updater.state, finished=saved == config.total_steps, compilations=compilations.count)
+        return trainer.updater.policy(), result
 
     def _sample(self, ahead: concurrent.futures.Executor, done: int) -> Iterator[Collected]:
         """What each iteration learns from; one is sampled ahead of the update where the run is asynchronous."""
         config, first = self._config, self._asked
 
         def begin(iteration: int) -> concurrent.futures.Future[Collected]:
-            return ahead.submit(self._collector.collect, self._trainer.policy(), iteration, first)
+            return ahead.submit(self._collector.collect, self._trainer.updater.policy(), iteration, first)
 
         pending = begin(done)
         while True:
@@ -299,11 +251,11 @@ class _Run:
         if latest is None:
             return 0
         trainer, rewarder = self._trainer, self._trainer.rewarder
-        arrays = {name: trainer.state.items()[name] for name in _ITEMS} | {"dynamics": rewarder.network}
+        arrays = {name: trainer.updater.state.items()[name] for name in _ITEMS} | {"dynamics": rewarder.network}
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
         items, values = checkpoints.restore(latest, arrays=shapes, values=["controller", "rewards", "data_iter"])
         network = items.pop("dynamics")
-        trainer.state = trainer.state.with_items(items)
+        trainer.updater.state = trainer.updater.state.with_items(items)
         trainer.control = losses.ControlState.from_json(values["controller"])
         rewarder.set_state(values["rewards"], network)
         self._asked, self._good = values["data_iter"]["asked"], values["data_iter"]["good"]
@@ -316,7 +268,7 @@ class _Run:
             self._good = done
         checkpoints.save(
             done,
-            arrays={name: trainer.state.items()[name] for name in _ITEMS} | {"dynamics": rewarder.network},
+            arrays={name: trainer.updater.state.items()[name] for name in _ITEMS} | {"dynamics": rewarder.network},
             values={
                 "controller": trainer.control.to_json(),
                 "rewards": rewarder.state(),

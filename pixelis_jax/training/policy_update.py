@@ -117,16 +117,72 @@ def features_of(
     return found
 
 
-def make_accumulate(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np.ndarray) -> Any:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What an objective is computed from, ``[R, C]`` each: tokens that could learn.
+
+    Attributes:
+      log_probs: under the policy.
+      old: the sampler's.
+      worth: advantages, or weights of imitation.
+      learns: 1 on those that learn.
+      certainty: () -> the policy's divergence from the uniform distribution over the tokens that are not banned.
+    """
+
+    log_probs: jax.Array
+    old: jax.Array
+    worth: jax.Array
+    learns: jax.Array
+    certainty: Callable[[], jax.Array]
+
+
+def clipped(tokens: Tokens, config: ConfigDict) -> tuple[jax.Array, dict[str, Any]]:
+    """The clipped policy gradient (docs/algorithms.md, section 2)."""
+    objective, terms = losses.clipped_policy_gradient(
+        tokens.log_probs, tokens.old, tokens.worth, tokens.learns, clip_low=config.clip.low, clip_high=config.clip.high
+    )
+    count = tokens.learns.sum()
+    metrics = {
+        "policy_gradient": clu_metrics.Average(total=objective * count, count=count),
+        "clipped": sft.average(terms.clipped, tokens.learns),
+        "kl_sampler_k3": sft.average(losses.k3(terms.log_ratios), tokens.learns),
+    }
+    return objective * count, metrics
+
+
+def imitation(tokens: Tokens, config: ConfigDict) -> tuple[jax.Array, dict[str, Any]]:
+    """Negative log-probabilities, each times what its token is worth; averages are in that (section 3, step 7)."""
+    del config  # nothing to set
+    weights = tokens.learns * tokens.worth
+    return jnp.sum(-tokens.log_probs * weights), {"imitation": sft.average(-tokens.log_probs, weights)}
+
+
+def entropy(tokens: Tokens, config: ConfigDict) -> tuple[jax.Array, dict[str, Any]]:
+    """The entropy of decisions, up to a constant: adaptation by certainty alone (Tent, https://arxiv.org/abs/2006.10726)."""
+    del config  # nothing to set
+    certainty, weights = tokens.certainty(), tokens.learns * tokens.worth
+    return jnp.sum(-certainty * weights), {"certainty": sft.average(certainty, weights)}
+
+
+OBJECTIVES: Mapping[str, Callable[[Tokens, ConfigDict], tuple[jax.Array, dict[str, Any]]]] = {
+    "clipped": clipped,
+    "imitation": imitation,
+    "entropy": entropy,
+}
+"""(tokens, config) -> (sum over the tokens that is minimised, metrics)."""
+
+
+def make_accumulate(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np.ndarray, objective: str = "clipped") -> Any:
     """Builds the gradient of one microbatch.
 
-    `L = mean over learning tokens of the clipped objective + beta * mean over decision tokens of KL(policy || reference)`
-    (docs/algorithms.md, section 2).
+    `L = scale.token * objective + beta * mean over decision tokens of KL(policy || reference)` (docs/algorithms.md, sections 2
+    and 3).
 
     Args:
       graph: structure of the policy.
-      config: ``pixels``, ``clip`` (``low``, ``high``), ``loss`` (``chunk``, ``vocab_chunk``), ``temperature``.
+      config: ``pixels``, ``loss`` (``chunk``, ``vocab_chunk``), ``temperature``, and what the objective needs.
       banned: tokens that take no probability, bool ``[V]``.
+      objective: one of `OBJECTIVES`.
 
     Returns:
       (state, gradients so far, the reference's version of what is trained, microbatch, what the reference made of it, scale) ->
@@ -141,27 +197,19 @@ def make_accumulate(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np
         anchor_model = nnx.merge(graph, nnx.State(join_parameters(anchor, frozen)))
         hidden, _ = sft.encode(model, micro.batch, config.pixels)
         chosen = _select(hidden, micro)
-        index = jnp.minimum(chosen.positions + 1, micro.batch.ids.shape[1] - 1)
-        targets, old, advantages, learns, decision = (
-            jnp.take_along_axis(array, index, axis=1)
-            for array in (micro.batch.ids, micro.old_log_probs, micro.advantages, micro.learns, micro.decision)
+        decision = _of_targets(micro, micro.decision)
+        tokens = Tokens(
+            log_probs=token_log_probs(model, chosen.hidden, _of_targets(micro, micro.batch.ids), banned, **chunks),
+            old=_of_targets(micro, micro.old_log_probs),
+            worth=_of_targets(micro, micro.advantages),
+            learns=_of_targets(micro, micro.learns),
+            # All logits of a hidden state of zeros are equal.
+            certainty=lambda: token_kl(model, chosen.hidden, anchor_model, jnp.zeros_like(reference.hidden), banned, **chunks),
         )
-        # Padded slots point past the end; clamped, they read some token.
-        weights, decision = (array * (chosen.weights > 0) for array in (learns, decision))
-        log_probs = token_log_probs(model, chosen.hidden, targets, banned, **chunks)
-        objective, terms = losses.clipped_policy_gradient(
-            log_probs, old, advantages, weights, clip_low=config.clip.low, clip_high=config.clip.high
-        )
+        value, metrics = OBJECTIVES[objective](tokens, config)
         divergence = token_kl(model, chosen.hidden, anchor_model, reference.hidden, banned, **chunks)
-        count = weights.sum()
-        total = objective * count * scale.token + scale.beta * jnp.sum(divergence * decision) * scale.decision
-        metrics = {
-            "policy_gradient": clu_metrics.Average(total=objective * count, count=count),
-            "clipped": sft.average(terms.clipped, weights),
-            "kl": sft.average(divergence, decision),
-            "kl_sampler_k3": sft.average(losses.k3(terms.log_ratios), weights),
-            "entropy": sft.average(-log_probs, decision),
-        }
+        total = value * scale.token + scale.beta * jnp.sum(divergence * decision) * scale.decision
+        metrics |= {"kl": sft.average(divergence, decision), "entropy": sft.average(-tokens.log_probs, decision)}
         return total, metrics
 
     def accumulate(
@@ -171,6 +219,31 @@ def make_accumulate(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np
         return jax.tree.map(jnp.add, gradients, added), metrics
 
     return jax.jit(accumulate, donate_argnums=1)
+
+
+def make_divergence(graph: nnx.GraphDef[Qwen3VL], config: ConfigDict, banned: np.ndarray) -> Any:
+    """Builds the measurement of how far one version of the policy is from another.
+
+    Args:
+      graph: structure of the policy.
+      config: ``loss`` (``chunk``, ``vocab_chunk``), ``temperature``.
+      banned: tokens that take no probability, bool ``[V]``.
+
+    Returns:
+      (what the policy trains, the other's version of it, what is frozen, microbatch, what each made of it) -> sum and number of
+      the divergences at decision tokens; jitted.
+    """
+    chunks = {"chunk": config.loss.chunk, "vocab_chunk": config.loss.vocab_chunk, "temperature": config.temperature}
+
+    def divergence(
+        trained: PyTree, anchor: PyTree, frozen: PyTree, micro: MicroBatch, ours: Reference, theirs: Reference
+    ) -> tuple[jax.Array, jax.Array]:
+        model, other = (nnx.merge(graph, nnx.State(join_parameters(part, frozen))) for part in (trained, anchor))
+        decision = _of_targets(micro, micro.decision)
+        kl = token_kl(model, ours.hidden, other, theirs.hidden, banned, **chunks)
+        return jnp.sum(kl * decision), jnp.sum(decision)
+
+    return jax.jit(divergence)
 
 
 def make_apply(
@@ -198,6 +271,11 @@ def _select(hidden: jax.Array, micro: MicroBatch) -> losses.Selected:
     """Hidden states in front of the tokens that learn."""
     select = functools.partial(losses.select_weighted, capacity=micro.batch.weighted)
     return jax.vmap(select)(hidden[:, :-1], micro.batch.weights[:, 1:])
+
+
+def _of_targets(micro: MicroBatch, values: jax.Array) -> jax.Array:
+    """Values ``[R, T]`` at the tokens that `_select` has the hidden states in front of; 0 where padded."""
+    return _select(jnp.roll(values, -1, axis=1)[..., None], micro).hidden[..., 0]
 
 
 def _unit_means(hidden: jax.Array, index: jax.Array, count: int) -> jax.Array:
