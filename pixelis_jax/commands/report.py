@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page: curves, tables, and every trace with its regions drawn on the original pixels.
+"""Writes one self-contained HTML page: curves, tables, votes, and every trace with its regions drawn on the original pixels.
 
   pixelis report runs/sft runs/eval
   pixelis report trace.jsonl --out=trace.html
@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=200,
         help="most trajectories on the page, wrong ones first (default: 200)",
     )
+    parser.add_argument(
+        "--max_votes",
+        metavar="N",
+        type=int,
+        default=40,
+        help="most votes on the page, those that tell most first (default: 40)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,13 +40,14 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.commands.errors import UserError
     from pixelis_jax.report import write_report
 
-    if args.max_traces < 1:
-        raise UserError(f"--max_traces must be at least 1, got {args.max_traces}")
+    for name in ("max_traces", "max_votes"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.media_root is not None:
         check_directory("--media_root", args.media_root)
     first = args.sources[0]
     out = args.out or (first if first.is_dir() else first.parent) / "report.html"
     check_output_file("--out", out)
-    summary = write_report(args.sources, out, media_root=args.media_root, max_traces=args.max_traces)
+    summary = write_report(args.sources, out, media_root=args.media_root, max_traces=args.max_traces, max_votes=args.max_votes)
     print(f"{out}: {summary}")
     return 0

@@ -9,21 +9,24 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from pixelis_jax.report import curves, sources, tables, views
+from pixelis_jax.report import curves, sources, tables, views, vote_views, votes
 from pixelis_jax.trajectory import Trajectory, has_valid_call, is_chained, valid_share
 from tools_host.media import MediaStore
 
 RUN_COLOURS = ("#ff3d81", "#0091d6", "#e08a00", "#1a9d57", "#8b5cf6", "#e4572e")
 
 
-def write_report(paths: Sequence[Path], out: Path, *, media_root: Path | None = None, max_traces: int = 200) -> str:
+def write_report(
+    paths: Sequence[Path], out: Path, *, media_root: Path | None = None, max_traces: int = 200, max_votes: int = 40
+) -> str:
     """Writes the page, whole or not at all.
 
     Args:
       paths: Work directories and traces.
       out: The HTML file; its directory is made.
       media_root: Overrides the directories that media are relative to.
-      max_traces: Most trajectories shown; of more, the wrong ones come first.
+      max_traces: Most trajectories shown; of more, half are kept for those of the votes shown, and the wrong ones come first.
+      max_votes: Most votes shown; of more, those that tell most (`votes.telling`).
 
     Returns:
       One line that says what is on the page.
@@ -32,10 +35,15 @@ def write_report(paths: Sequence[Path], out: Path, *, media_root: Path | None = 
       TrajectoryError: if a source cannot be read, or holds nothing to show.
     """
     runs = [sources.read_source(path, media_root) for path in paths]
-    chosen = _chosen([(run.name, traced) for run in runs for traced in run.traces], max_traces)
+    ballots = votes.ballots(runs)
+    shown = votes.telling(ballots, max_votes)
+    traced = [(index, item) for index, run in enumerate(runs) for item in run.traces]
+    chosen = _chosen(traced, max_traces, votes.wanted(shown))
+    links = {(run, item.trajectory.id): f"t{place}" for place, (run, item) in enumerate(chosen)}
     pictures, store = views.Pictures(), MediaStore()
-    traces = [views.view_trace(traced, name, pictures, store) for name, traced in chosen]
-    trajectories = [traced.trajectory for run in runs for traced in run.traces]
+    section = vote_views.view_votes(runs, ballots, shown, links, pictures, store) if ballots else None
+    traces = [views.view_trace(item, runs[run].name, pictures, store) for run, item in chosen]
+    trajectories = [item.trajectory for _, item in traced]
     charts = curves.charts([run.metrics for run in runs])
     html = (
         _environment()
@@ -53,20 +61,33 @@ def write_report(paths: Sequence[Path], out: Path, *, media_root: Path | None = 
                 for name, value in run.facts.items()
                 for table in tables.tables(f"{run.name} · {name}", value)
             ],
+            votes=section,
+            side=vote_views.CELL,
             pictures=list(pictures),
             traces=traces,
+            asked_by=votes.asked_by(shown, links),
             total=len(trajectories),
-            families=sorted({trace.family for trace in traces}),
         )
     )
     _write(out, html)
-    return f"{len(traces)} of {len(trajectories)} trajectories, {len(charts)} curves, {out.stat().st_size / 1e6:.1f} MB"
+    voted = f"{len(shown)} of {len(ballots)} votes, " if ballots else ""
+    return f"{voted}{len(traces)} of {len(trajectories)} trajectories, {len(charts)} curves, {out.stat().st_size / 1e6:.1f} MB"
 
 
-def _chosen(traced: list[tuple[str, sources.Traced]], most: int) -> list[tuple[str, sources.Traced]]:
+def _chosen(
+    traced: Sequence[tuple[int, sources.Traced]], most: int, wanted: Sequence[votes.Key]
+) -> Sequence[tuple[int, sources.Traced]]:
+    """At most so many trajectories: at least half of the places, if so many are wanted, for those that votes name."""
     if len(traced) <= most:
         return traced
-    return sorted(traced, key=lambda item: views.verdict(item[1].trajectory) != "wrong")[:most]
+    order = sorted(traced, key=lambda item: views.verdict(item[1].trajectory) != "wrong")
+    rank = {key: place for place, key in enumerate(wanted)}
+    keys = [(run, item.trajectory.id) for run, item in order]
+    voted = sorted((place for place, key in enumerate(keys) if key in rank), key=lambda place: rank[keys[place]])
+    others = [place for place, key in enumerate(keys) if key not in rank]
+    taken = voted[: max(most // 2, most - len(others))]
+    taken += others[: most - len(taken)]
+    return [order[place] for place in sorted(taken)]
 
 
 def _figures(trajectories: Sequence[Trajectory]) -> list[tuple[str, str, str]]:

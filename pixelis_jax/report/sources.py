@@ -1,16 +1,21 @@
-"""Finds what a report can show: trajectories, metrics and results of work directories, or single traces."""
+"""Finds what a report can show: trajectories, votes, metrics and results of work directories, or single traces."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pixelis_jax.trajectory import Trajectory, TrajectoryError, read_trajectories
+from pixelis_jax.trajectory import Trajectory, TrajectoryError, read_lines, read_trajectories
 from pixelis_jax.trajectory.types import SCHEMA
+
+if TYPE_CHECKING:
+    from pixelis_jax.voting import VoteRecord
+
+VOTES = "votes.jsonl"
 
 _SHARD = re.compile(r"^(.*?)-(\d+)-(\d+)\.jsonl$")
 
@@ -30,6 +35,7 @@ class Run:
     Attributes:
       name: Of the directory or file.
       traces: Trajectories.
+      votes: Those of `votes.jsonl`, in order of arrival.
       metrics: Rows of the metrics shards, by step; numbers only.
       results: Contents of result files by name.
       facts: Configuration and environment, flat, for the page's foot.
@@ -37,6 +43,7 @@ class Run:
 
     name: str
     traces: tuple[Traced, ...]
+    votes: tuple[VoteRecord, ...]
     metrics: tuple[dict[str, float], ...]
     results: dict[str, Any]
     facts: dict[str, Any]
@@ -58,18 +65,19 @@ def read_source(path: Path, media_root: Path | None = None) -> Run:
         traced = tuple(_read_traces([path], media_root))
         if not traced:
             raise TrajectoryError(f"{path}: holds no trajectory")
-        return Run(name=path.name, traces=traced, metrics=(), results={}, facts={})
+        return Run(name=path.name, traces=traced, votes=(), metrics=(), results={}, facts={})
     shards = sorted([*path.glob("*.jsonl"), *path.glob("trajectories/*.jsonl")], key=_shard_order)
     traces = [shard for shard in shards if not shard.name.startswith("metrics-") and _is_trace(shard)]
     run = Run(
         name=path.resolve().name,
         traces=tuple(_read_traces(traces, media_root)),
+        votes=tuple(_read_votes(path / VOTES)) if (path / VOTES).is_file() else (),
         metrics=tuple(_read_metrics([shard for shard in shards if shard.name.startswith("metrics-")])),
         results={file.stem: _read_json(file) for file in sorted([*path.glob("results*.json"), *path.glob("results/*.json")])},
         facts={file.stem: _read_json(file) for file in (path / "config.json", path / "environment.json") if file.is_file()},
     )
-    if not (run.traces or run.metrics or run.results):
-        raise TrajectoryError(f"{path}: holds no trajectories, metrics or results")
+    if not (run.traces or run.votes or run.metrics or run.results):
+        raise TrajectoryError(f"{path}: holds no trajectories, votes, metrics or results")
     return run
 
 
@@ -79,6 +87,13 @@ def _read_traces(paths: Sequence[Path], media_root: Path | None) -> list[Traced]
         for path in paths
         for trajectory in read_trajectories(path)
     ]
+
+
+def _read_votes(path: Path) -> Iterator[VoteRecord]:
+    # Imported here: the package checks shapes with chex, which imports JAX, and a report without votes does without.
+    from pixelis_jax.voting import vote_from_json
+
+    return read_lines(path, vote_from_json)
 
 
 def _is_trace(path: Path) -> bool:

@@ -155,7 +155,7 @@ def view_trace(traced: Traced, run: str, pictures: Pictures, store: MediaStore) 
         id=trajectory.id,
         run=run,
         family=family(trajectory),
-        question=_PLACEHOLDER.sub(r"media \1", trajectory.question),
+        question=_question(trajectory),
         answer=trajectory.answer or "",
         truth=_text(trajectory.sampling.get("truth")),
         verdict=verdict(trajectory),
@@ -169,6 +169,13 @@ def view_trace(traced: Traced, run: str, pictures: Pictures, store: MediaStore) 
         steps=tuple(steps),
         notes=tuple(dict.fromkeys(painter.notes)),
     )
+
+
+def view_question(traced: Traced, pictures: Pictures, store: MediaStore) -> tuple[str, tuple[Shot, ...], tuple[str, ...]]:
+    """A trajectory's question, the media that it was asked about, and notes on those that could not be shown."""
+    painter = _Painter(traced, pictures, store)
+    shots = tuple(painter.roots())
+    return _question(traced.trajectory), shots, tuple(dict.fromkeys(painter.notes))
 
 
 class _Painter:
@@ -319,6 +326,10 @@ class _Painter:
 
 def _derivations(medium: Media) -> tuple[Any, ...]:
     return () if medium.parent is None else (medium.parent.kind, medium.parent.bbox_2d, medium.parent.time_s)
+
+
+def _question(trajectory: Trajectory) -> str:
+    return _PLACEHOLDER.sub(r"media \1", trajectory.question)
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from pixelis_jax.trajectory.grammar import roles_of as roles_of
 from pixelis_jax.trajectory.io import ShardWriter as ShardWriter
 from pixelis_jax.trajectory.io import load_record as load_record
 from pixelis_jax.trajectory.io import read_examples as read_examples
+from pixelis_jax.trajectory.io import read_lines as read_lines
 from pixelis_jax.trajectory.io import read_trajectories as read_trajectories
 from pixelis_jax.trajectory.io import record_from_bytes as record_from_bytes
 from pixelis_jax.trajectory.io import record_to_bytes as record_to_bytes

@@ -136,7 +136,7 @@ def _read_object(cls: Any, value: Any, path: str) -> Any:
     try:
         return cls(**read)
     except ValueError as error:
-        raise TrajectoryError(f"{path}: {error}") from error
+        raise TrajectoryError(f"{path}: {error}" if path else str(error)) from error
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

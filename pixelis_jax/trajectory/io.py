@@ -12,8 +12,8 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -23,6 +23,8 @@ from pixelis_jax.trajectory.consistency import check_consistent
 from pixelis_jax.trajectory.errors import TrajectoryError
 from pixelis_jax.trajectory.types import SCHEMA, Example, TokenRecord, Trajectory
 from tools_host.protocol import Media
+
+Parsed = TypeVar("Parsed")
 
 _RECORD_TYPES = {
     "ids": np.int32,
@@ -95,12 +97,12 @@ def read_trajectories(path: epath.PathLike, *, consistent: bool = True) -> Itera
             check_consistent(trajectory)
         return trajectory
 
-    return _read_lines(path, read)
+    return read_lines(path, read)
 
 
 def read_examples(path: epath.PathLike) -> Iterator[Example]:
     """Examples of a `.jsonl` file, in order; raises TrajectoryError naming file, line and field."""
-    return _read_lines(path, example_from_json)
+    return read_lines(path, example_from_json)
 
 
 def write_trajectories(path: epath.PathLike, trajectories: Iterable[Trajectory]) -> None:
@@ -245,7 +247,16 @@ def _check_record(record: TokenRecord, name: str) -> None:
             raise TrajectoryError(f"{name}: {field} is {array.dtype} {list(array.shape)}, expected {expected}")
 
 
-def _read_lines(path: epath.PathLike, parse: Any) -> Iterator[Any]:
+def read_lines(path: epath.PathLike, parse: Callable[[Any], Parsed]) -> Iterator[Parsed]:
+    """What `parse` makes of each line of a file of JSON objects, in order; blank lines are left out.
+
+    Args:
+      path: The file.
+      parse: Takes the value of a line; raises TrajectoryError if it is not what it should be.
+
+    Raises:
+      TrajectoryError: Names file and line.
+    """
     path = epath.Path(path)
     try:
         # Bytes, and split at newlines alone: `str.splitlines` would also cut at U+2028 inside a string.

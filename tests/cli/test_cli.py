@@ -92,6 +92,7 @@ def test_every_command_explains_itself(run, command):
         (["tools", "run", "zoom", SCENE, "--args=" + "[" * 3000], "--args is not valid JSON: maximum recursion"),
         (["report", TRACE, "--max_traces=0"], "--max_traces must be at least 1, got 0"),
         (["report", TRACE, "--max_traces=-1"], "--max_traces must be at least 1, got -1"),
+        (["report", TRACE, "--max_votes=0"], "--max_votes must be at least 1, got 0"),
         (["report", TRACE, "--media_root=/no/such/place"], "--media_root"),
         (["report", TRACE, "--out=."], "--out: . is a directory"),
         (["report", TRACE, f"--out={SCENE}/r.html"], "--out"),

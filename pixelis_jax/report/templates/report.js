@@ -1,32 +1,45 @@
 (() => {
-  const traces = [...document.querySelectorAll(".trace")];
-  const buttons = [...document.querySelectorAll("[data-verdict][aria-pressed]")];
-  const family = document.getElementById("family");
-  const words = document.getElementById("words");
-  const count = document.getElementById("count");
-  if (!words) return;
-  const texts = new Map(traces.map((trace) => [trace, trace.textContent.toLowerCase()]));
-  let verdict = "all";
-  const apply = () => {
-    const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    for (const trace of traces) {
-      const fits = (verdict === "all" || trace.dataset.verdict === verdict)
-        && (!family || !family.value || trace.dataset.family === family.value)
-        && wanted.every((word) => texts.get(trace).includes(word));
-      trace.hidden = !fits;
-      shown += fits;
+  for (const section of document.querySelectorAll("section")) {
+    const form = section.querySelector(".filters");
+    if (!form) continue;
+    const items = [...section.querySelectorAll(".trace")];
+    const buttons = [...form.querySelectorAll("button")];
+    const family = form.querySelector("select");
+    const words = form.querySelector("input");
+    const count = form.querySelector("output");
+    const texts = new Map(items.map((item) => [item, item.textContent.toLowerCase()]));
+    let kind = "all";
+    const apply = () => {
+      const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      for (const item of items) {
+        const fits = (kind === "all" || item.dataset.kind === kind)
+          && (!family || !family.value || item.dataset.family === family.value)
+          && wanted.every((word) => texts.get(item).includes(word));
+        item.hidden = !fits;
+        shown += fits;
+      }
+      count.value = `${shown} of ${items.length}`;
+    };
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        kind = button.dataset.kind;
+        for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+        apply();
+      });
     }
-    count.value = `${shown} of ${traces.length}`;
-  };
-  for (const button of buttons) {
-    button.addEventListener("click", () => {
-      verdict = button.dataset.verdict;
-      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-      apply();
-    });
+    words.addEventListener("input", apply);
+    if (family) family.addEventListener("change", apply);
+    apply();
   }
-  words.addEventListener("input", apply);
-  if (family) family.addEventListener("change", apply);
-  apply();
+  // A link between a vote and a trace opens what it leads to, even if a filter has hidden it.
+  const follow = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (!target || !target.matches("details")) return;
+    target.hidden = false;
+    target.open = true;
+    target.scrollIntoView();
+  };
+  addEventListener("hashchange", follow);
+  follow();
 })();
