@@ -136,7 +136,7 @@ def compare(*, updates: int, seeds: int, start: float = START, noise: float = NO
       `settings` of the controller, `plants`, and `ways` by name: the controller, some fixed betas, the one that is inside most on
       average over the plants, and for each plant the one that is inside most there. The last two are picked with these very runs
       in hand, which favours them. Each way has its means over all runs, `by_plant`, and the least share inside of a plant
-      (`least_inside`); each but the controller has by how much the controller is inside more often (`behind`, with its interval
+      (`least_inside`); each but the controller has by how much the controller is inside more often (`lead`, with its interval
       over runs).
     """
     warm_up = round(WARM_UP * updates)
@@ -176,7 +176,7 @@ def _way(
         ours, theirs = ([one["inside"] for one in itertools.chain(*found)] for found in (controlled, by_plant))
         low, high = paired_interval(ours, theirs)
         difference = float(np.mean(ours) - np.mean(theirs))
-        way["behind"] = {"difference": _short(difference), "interval": [_short(low), _short(high)]}
+        way["lead"] = {"difference": _short(difference), "interval": [_short(low), _short(high)]}
     return way
 
 

@@ -140,10 +140,10 @@ def test_the_record(tmp_path, capsys, monkeypatch):
         runs = [kl_plant.simulate(Plant(**kwargs), None, seed, updates=200, start=plant["best_fixed"]) for seed in range(2)]
         expected = kl_plant.over_runs([kl_plant.outcome(run, 20) for run in runs])
         assert each["by_plant"][number] == expected
-    assert "behind" not in ways["controller"]
+    assert "lead" not in ways["controller"]
     difference = ways["controller"]["inside"] - best["inside"]
-    assert best["behind"]["difference"] == pytest.approx(difference, abs=1e-4)
-    assert best["behind"]["interval"][0] <= difference <= best["behind"]["interval"][1]
+    assert best["lead"]["difference"] == pytest.approx(difference, abs=1e-4)
+    assert best["lead"]["interval"][0] <= difference <= best["lead"]["interval"][1]
     assert dataclasses.asdict(ControlSettings(warm_up=20)) == record["settings"]
 
 
