@@ -1,4 +1,4 @@
-"""Prints the tables of the README, of docs/plan.md and of docs/ttrl.md from committed artefacts, so that nobody copies a figure by hand.
+"""Prints the tables of the README and of docs/ (plan, ttrl) from committed artefacts, so that nobody copies a figure by hand.
 
 python experiments/tables.py
 """
@@ -178,7 +178,10 @@ def kl_plant() -> str:
     head = ["beta", "inside", "below", "above", "median", "P95", "greatest overshoot", "and late", "settled", "after"]
     head += ["least inside", "controller inside more"]
     lines = [line(head), "|---" * len(head) + "|"]
-    for name, way in record["ways"].items():
+    best = ("controller", "best fixed for each plant", "best fixed on average")
+    others = [name for name in record["ways"] if name not in (*best, f"fixed {record['best_fixed']:g}")]
+    for name in (*best, *others):
+        way = record["ways"][name]
         title = f"{name} ({record['best_fixed']:g})" if name == "best fixed on average" else name
         cells = [title, *(percent(way[share]) for share in ("inside", "below", "above"))]
         cells += [f"{way['median']:.3f}", f"{way['p95']:.3f}"]
@@ -189,10 +192,9 @@ def kl_plant() -> str:
         ends = lead and [f"{100 * end:+.1f}" for end in (lead["difference"], *lead["interval"])]
         lines.append(line([*cells, "{} ({} to {})".format(*ends) if ends else "-"]))
     pushes = sorted({plant["push"] for plant in record["plants"]})
-    names = ("controller", "best fixed for each plant", "best fixed on average")
     lines += ["", line(["inside, of plants with a mean push of", *(f"{push:g}" for push in pushes)])]
     lines.append("|---" * (len(pushes) + 1) + "|")
-    for name in names:
+    for name in best:
         plants = list(zip(record["plants"], record["ways"][name]["by_plant"], strict=True))
         shares = [np.mean([found["inside"] for plant, found in plants if plant["push"] == push]) for push in pushes]
         lines.append(line([name, *(percent(float(share)) for share in shares)]))
