@@ -26,7 +26,7 @@ import numpy as np
 from pixelis_jax.evaluation.corridor import BOTTOM, TOP, in_corridor
 from pixelis_jax.evaluation.statistics import paired_interval
 from pixelis_jax.losses import ControlSettings, ControlState, update_control
-from pixelis_jax.workdir import describe_environment, write_json
+from pixelis_jax.workdir import describe_environment, without_machine, write_json
 
 WARM_UP = 0.1
 """Share of the updates, as in training."""
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = {
             "study": "ttrl",
             "run": "kl_plant",
-            "command": shlex.join(["python", *(sys.argv if argv is None else ["experiments/kl_plant.py", *argv])]),
+            "command": shlex.join(["python", *map(without_machine, sys.argv)]),
             "commit": environment["commit"],
             "machine": f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}",
             "seeds": args.seeds,

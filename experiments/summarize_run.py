@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelis_jax.workdir import Workdir, WorkdirError, write_bytes
+from pixelis_jax.workdir import Workdir, WorkdirError, without_machine, write_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -132,15 +132,6 @@ def changed_fields(arguments: Sequence[str], config: Mapping[str, Any]) -> dict[
                 value = value.get(part) if isinstance(value, Mapping) else None
             found[match[1]] = without_machine(value) if isinstance(value, str) else value
     return found
-
-
-def without_machine(word: str) -> str:
-    """A word of a command with an absolute path cut down to what lies below the checkout, or to its name."""
-    option, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
-    path = Path(value)
-    if not path.is_absolute():
-        return word
-    return f"{option}{equals}{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}"
 
 
 def evaluation(path: Path) -> dict[str, Any]:
