@@ -200,11 +200,11 @@ def compare(runs: Sequence[Sequence[Query]], *, resamples: int = RESAMPLES, seed
     differences: dict[str, Any] = {}
     for first, second in COMPARED:
         one, other = METHODS.index(first), METHODS.index(second)
-        difference = means[one, LEVEL] - means[other, LEVEL]
+        difference = round(means[one, LEVEL] - means[other, LEVEL], 9)  # equal risks may be sums in another order
         differences[f"{first} - {second}"] = {
             "difference": _short(difference),
             "interval": _short(np.quantile(samples[:, one, LEVEL] - samples[:, other, LEVEL], [0.025, 0.975])),
-            "by_seed": _short(by_seed[:, one, LEVEL] - by_seed[:, other, LEVEL]),
+            "by_seed": _short(np.round(by_seed[:, one, LEVEL] - by_seed[:, other, LEVEL], 9)),
             "holds": bool(difference <= 0),
         }
     return {"curves": curves, "risks": at, "differences": differences}

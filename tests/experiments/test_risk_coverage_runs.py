@@ -137,6 +137,16 @@ def test_curves_and_differences_by_hand():
     assert not risk_coverage.compare([turned], resamples=20)["differences"]["ours - majority_margin"]["holds"]
 
 
+def test_of_equal_risks_it_holds_in_whatever_order_errors_are_added_up():
+    # Both answer the first eleven, with one error; ten tenths of it are a little less than one.
+    lead = [0.9] * 10 + [0.5] + [0.1] * 2
+    run = [query(f"q{n}", (lead[n], 0.9 - 0.01 * n, 0.5), (n != 0,) * 3) for n in range(13)]
+    sure, right = np.array([one.confidence for one in run]).T, np.array([one.correct[0] for one in run])
+    assert risk_at(sure[2], right, 0.8) > risk_at(sure[1], right, 0.8)
+    found = risk_coverage.compare([run], resamples=20)["differences"]["ours - majority_margin"]
+    assert (found["difference"], found["by_seed"], found["holds"]) == (0, [0], True)
+
+
 def test_seeds_are_averaged_and_redrawn_together():
     names = [f"q{number}" for number in range(40)]
     easy = [query(name, (0.9, 0.9, 0.9), (True, True, True)) for name in names]
