@@ -239,7 +239,8 @@ def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _finish(figure: Figure, note: str, *, columns: int | None = None) -> None:
-    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.lines if line.get_label()[:1] != "_"}
+    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    handles = {label: line for label, line in handles.items() if not label.startswith("_")}
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns or max(len(handles), 1), frameon=False
     )

@@ -119,7 +119,9 @@ def outcome(history: Sequence[float], warm_up: int) -> dict[str, Any]:
 
 def over_runs(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over runs; of overshoots also the greatest, and of the time to settle the median, None where most never do."""
-    found = {name: _short(np.mean([one[name] for one in outcomes])) for name in ("inside", "below", "above", "median", "p95")}
+    found: dict[str, Any] = {
+        name: _short(np.mean([one[name] for one in outcomes])) for name in ("inside", "below", "above", "median", "p95")
+    }
     for name in ("overshoot", "late_overshoot"):
         values = [one[name] for one in outcomes]
         found |= {name: {"mean": _short(np.mean(values)), "greatest": _short(max(values))}}

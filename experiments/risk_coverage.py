@@ -181,7 +181,8 @@ def compare(runs: Sequence[Sequence[Query]], *, resamples: int = RESAMPLES, seed
 
     by_seed = risks(np.arange(len(names)))
     assert by_seed is not None
-    rng, redrawn = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    redrawn: list[np.ndarray] = []
     while len(redrawn) < resamples:
         found = risks(rng.integers(0, len(names), len(names)))
         if found is not None:
