@@ -4,11 +4,14 @@
       --eval=runs/eval_full_0/results.json
 
 Writes experiments/results/STUDY/VARIANT-SEED.json: command, the fields that it changed, commit, machine, wall time, curves of at
-most 500 points (each the mean of a stretch where there are more) and, with --eval, what `pixelis eval` found. Paths of this
-machine are cut down to what lies below the checkout. Exit status: 0 written, 2 bad input.
+most 500 points (each the mean of a stretch where there are more) and, with --eval, what `pixelis eval` found. Of a run that
+answers a stream of queries there are also the shares of its updates inside, below and above the corridor of the divergence. Paths
+of this machine are cut down to what lies below the checkout. Exit status: 0 written, 2 bad input.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import math
 import re
@@ -21,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from pixelis_jax.workdir import Workdir, WorkdirError, write_bytes
+from pixelis_jax.evaluation.corridor import BOTTOM, TOP, in_corridor
+from pixelis_jax.workdir import Workdir, WorkdirError, without_machine, write_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -35,6 +39,21 @@ METRICS = {
     "kl": "kl",
 }
 """Names of the curves, and of the metrics that they are made of."""
+
+ONLINE = {
+    "accuracy": "accuracy/greedy",
+    "vote": "accuracy/vote",
+    "kl": "kl",
+    "beta": "beta",
+    "rolled_back": "rolled_back",
+    "learnt": "learnt",
+    "abstained": "abstained",
+}
+"""The same for a run that answers a stream of queries, a step a query; one curve more, `updates`, counts those with a `kl`."""
+
+RUNNING = ("accuracy", "vote")
+RUNNING_MEAN = 50
+"""Of an online run these curves are means over the last queries, up to so many."""
 
 MOST_POINTS = 500
 PAUSE_S = 600
@@ -66,6 +85,8 @@ def summarize(workdir: Path, *, study: str, variant: str, seed: int, results: Pa
     rows = run.metrics()
     arguments = [str(word) for word in environment.get("command", [])][1:]
     devices = environment.get("devices", {})
+    online = any(ONLINE["accuracy"] in row for row in rows)
+    warm_up = int((run.config.get("kl") or {}).get("warm_up", 0))
     return {
         "study": study,
         "variant": variant,
@@ -75,12 +96,13 @@ def summarize(workdir: Path, *, study: str, variant: str, seed: int, results: Pa
         "commit": environment.get("commit"),
         "machine": f"{environment.get('machine')}, {devices.get('count')} x {devices.get('kind')}",
         "wall_time_s": round(wall_time([row["time"] for row in rows])),
-        "curves": curves(rows, workdir),
+        "curves": curves(rows, workdir, online=online),
+        **({"corridor": corridor(rows, warm_up)} if online else {}),
         "eval": {} if results is None else evaluation(results),
     }
 
 
-def curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> dict[str, list[float | None]]:
+def curves(rows: Sequence[Mapping[str, Any]], workdir: Path, *, online: bool = False) -> dict[str, list[float | None]]:
     """Each metric by iteration, None where it was not written or not finite.
 
     Rows of one step (several processes, or several parts of a step) are averaged, and so are neighbours where there are more than
@@ -89,27 +111,64 @@ def curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> dict[str, list[f
     Args:
       rows: Metrics in any order.
       workdir: For the message.
+      online: Whether the run answered a stream of queries, which has other curves.
 
     Raises:
       InputError: No row has one of the metrics.
     """
-    steps = sorted({row["step"] for row in rows if any(name in row for name in METRICS.values())})
+    metrics = ONLINE if online else METRICS
+    steps = sorted({row["step"] for row in rows if any(name in row for name in metrics.values())})
     if not steps:
         known = ", ".join(sorted({name for row in rows for name in row} - {"step", "time"})) or "none"
-        raise InputError(f"{workdir}: no row has {', '.join(METRICS.values())}; its metrics are {known}")
-    table: list[dict[str, list[float]]] = [{name: [] for name in METRICS} for _ in steps]
+        raise InputError(f"{workdir}: no row has {', '.join(metrics.values())}; its metrics are {known}")
+    table: list[dict[str, list[float]]] = [{name: [] for name in metrics} for _ in steps]
     places = {step: place for place, step in enumerate(steps)}
     for row in rows:
-        for name, metric in METRICS.items():
+        for name, metric in metrics.items():
             if metric in row and math.isfinite(float(row[metric])):
                 table[places[row["step"]]][name].append(float(row[metric]))
+    # First over the rows of a step: a step with more rows does not count more.
+    by_step = {name: [_mean(values[name]) for values in table] for name in metrics}
+    if online:
+        by_step |= {name: _running_mean(by_step[name]) for name in RUNNING}
+        updates = itertools.accumulate(kl is not None for kl in by_step["kl"])
+        by_step["updates"] = [None if kl is None else float(count) for kl, count in zip(by_step["kl"], updates, strict=True)]
     parts = np.array_split(np.arange(len(steps)), min(len(steps), MOST_POINTS))
     found: dict[str, list[float | None]] = {"iteration": [_mean([steps[place] for place in part]) for part in parts]}
-    for name in METRICS:
-        # First over the rows of a step: a step with more rows does not count more.
-        by_step = [_mean(values[name]) for values in table]
-        found[name] = [_mean([value for place in part if (value := by_step[place]) is not None]) for part in parts]
+    for name, values in by_step.items():
+        found[name] = [_mean([value for place in part if (value := values[place]) is not None]) for part in parts]
     return found
+
+
+def corridor(rows: Sequence[Mapping[str, Any]], warm_up: int) -> dict[str, Any] | None:
+    """Where the divergence lay after each update, also after those that the guard took back; None if nothing was updated.
+
+    Args:
+      rows: Metrics in any order.
+      warm_up: Updates at the beginning which `after_warm_up` leaves out.
+
+    Returns:
+      The edges, and the shares of `all` updates and of those `after_warm_up` (None if there are none).
+    """
+    metric = ONLINE["kl"]
+    measured = [float(row[metric]) for row in sorted(rows, key=lambda row: row["step"]) if metric in row]
+    finite, later = ([kl for kl in part if math.isfinite(kl)] for part in (measured, measured[warm_up:]))
+    if not finite:
+        return None
+    return {
+        "bottom": BOTTOM,
+        "top": TOP,
+        "warm_up": warm_up,
+        "all": dataclasses.asdict(in_corridor(finite)),
+        "after_warm_up": dataclasses.asdict(in_corridor(later)) if later else None,
+        "not_finite": len(measured) - len(finite),
+    }
+
+
+def _running_mean(values: Sequence[float | None]) -> list[float | None]:
+    """Mean of each value and those before it, up to `RUNNING_MEAN`, without those that are missing."""
+    stretches = (values[max(end - RUNNING_MEAN, 0) : end] for end in range(1, len(values) + 1))
+    return [_mean([value for value in stretch if value is not None]) for stretch in stretches]
 
 
 def wall_time(times: Sequence[float]) -> float:
@@ -132,15 +191,6 @@ def changed_fields(arguments: Sequence[str], config: Mapping[str, Any]) -> dict[
                 value = value.get(part) if isinstance(value, Mapping) else None
             found[match[1]] = without_machine(value) if isinstance(value, str) else value
     return found
-
-
-def without_machine(word: str) -> str:
-    """A word of a command with an absolute path cut down to what lies below the checkout, or to its name."""
-    option, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
-    path = Path(value)
-    if not path.is_absolute():
-        return word
-    return f"{option}{equals}{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}"
 
 
 def evaluation(path: Path) -> dict[str, Any]:

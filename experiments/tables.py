@@ -1,4 +1,4 @@
-"""Prints the tables of the README and of docs/plan.md from committed artefacts, so that nobody copies a figure by hand.
+"""Prints the tables of the README and of docs/ (plan, ttrl) from committed artefacts, so that nobody copies a figure by hand.
 
 python experiments/tables.py
 """
@@ -172,6 +172,35 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
     return "\n".join(lines)
 
 
+def kl_plant() -> str:
+    """The KL controller against fixed weights on simulated plants: over all of them, and by how hard the plant is pushed."""
+    record = json.loads((RESULTS / "ttrl" / "kl_plant.json").read_text())
+    head = ["beta", "inside", "below", "above", "median", "P95", "greatest overshoot", "and late", "settled", "after"]
+    head += ["least inside", "controller inside more"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    best = ("controller", "best fixed for each plant", "best fixed on average")
+    others = [name for name in record["ways"] if name not in (*best, f"fixed {record['best_fixed']:g}")]
+    for name in (*best, *others):
+        way = record["ways"][name]
+        title = f"{name} ({record['best_fixed']:g})" if name == "best fixed on average" else name
+        cells = [title, *(percent(way[share]) for share in ("inside", "below", "above"))]
+        cells += [f"{way['median']:.3f}", f"{way['p95']:.3f}"]
+        cells += [f"{way[overshoot]['greatest']:.2f}" for overshoot in ("overshoot", "late_overshoot")]
+        after = way["settled"]["median"]
+        cells += [percent(way["settled"]["share"]), "-" if after is None else f"{after:.0f}", percent(way["least_inside"])]
+        lead = way.get("lead")
+        ends = lead and [f"{100 * end:+.1f}" for end in (lead["difference"], *lead["interval"])]
+        lines.append(line([*cells, "{} ({} to {})".format(*ends) if ends else "-"]))
+    pushes = sorted({plant["push"] for plant in record["plants"]})
+    lines += ["", line(["inside, of plants with a mean push of", *(f"{push:g}" for push in pushes)])]
+    lines.append("|---" * (len(pushes) + 1) + "|")
+    for name in best:
+        plants = list(zip(record["plants"], record["ways"][name]["by_plant"], strict=True))
+        shares = [np.mean([found["inside"] for plant, found in plants if plant["push"] == push]) for push in pushes]
+        lines.append(line([name, *(percent(float(share)) for share in shares)]))
+    return "\n".join(lines)
+
+
 def gib(size: float | None) -> str:
     """Bytes as GiB; a dash for None."""
     if size is None:
@@ -191,4 +220,4 @@ def line(cells: list[str]) -> str:
 
 if __name__ == "__main__":
     measured = [benches("policy_dense", "policy_useful"), benches("rollout"), simulations(), rollouts()]
-    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured, ccrft()]))
+    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured, ccrft(), kl_plant()]))

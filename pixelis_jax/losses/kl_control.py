@@ -19,8 +19,8 @@ LEAST_KL = 1e-3
 class ControlSettings:
     """How a divergence is held.
 
-    The gains are those that did well over all plants of the simulation in `tests/losses/test_kl_control.py`: drifts and pulls of
-    several strengths, with and without a lag between beta and its effect.
+    The gains are those that did well over all plants of the simulation in `experiments/kl_plant.py`: drifts and pulls of several
+    strengths, with and without a lag between beta and its effect.
 
     Attributes:
       set_point: the divergence to hold, in nats a token.

@@ -11,7 +11,7 @@ from pixelis_jax.voting.baselines import (
 )
 from pixelis_jax.voting.exemplar import exemplar, useful_calls
 from pixelis_jax.voting.record import VOTE_SCHEMA, CallFidelity, Neighbour, VoteRecord, make_record, vote_from_json, vote_to_json
-from pixelis_jax.voting.risk_coverage import risk_at, risk_coverage
+from pixelis_jax.voting.risk_coverage import risk_at, risk_coverage, risks_at
 from pixelis_jax.voting.scores import Score, ScoreWeights, neighbour_support, score_trajectories
 from pixelis_jax.voting.similarity import SimilarityWeights, operation_similarity, similarity_matrix
 from pixelis_jax.voting.vote import AnswerClass, Limits, Vote, decide, softmax_weights, vote_over_trajectories
@@ -43,6 +43,7 @@ __all__ = [
     "random_exemplar",
     "risk_at",
     "risk_coverage",
+    "risks_at",
     "score_trajectories",
     "similarity_matrix",
     "softmax_weights",

@@ -1,6 +1,6 @@
 """What abstaining buys: the error among the answered, against how many are answered."""
 
-import math
+from collections.abc import Sequence
 
 import chex
 import numpy as np
@@ -32,19 +32,27 @@ def risk_coverage(
     return answered / max(len(errors), 1), np.cumsum(expected) / answered
 
 
-def risk_at(confidence: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"], coverage: float) -> float:
-    """Risk when at least a share of the queries is answered, the most confident first.
+def risks_at(
+    confidence: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"], coverages: Sequence[float]
+) -> Float[np.ndarray, " C"]:
+    """Risks when at least some shares of the queries are answered, the most confident first.
 
     Args:
       confidence: of each query's answer.
       correct: whether it is right.
-      coverage: the share, in (0, 1].
+      coverages: the shares, each in (0, 1].
 
     Raises:
-      ValueError: there are no queries, or the coverage is no such share.
+      ValueError: there are no queries, or a coverage is no such share.
     """
-    if not 0 < coverage <= 1 or not len(correct):
-        raise ValueError(f"a risk needs a coverage in (0, 1] and at least one query, got {coverage} and {len(correct)}")
+    shares = np.asarray(coverages, np.float64)
+    if not ((shares > 0) & (shares <= 1)).all() or not len(correct):
+        raise ValueError(f"a risk needs a coverage in (0, 1] and at least one query, got {coverages} and {len(correct)}")
     # The slack is for shares such as 0.07 * 100, which is a little more than 7.
-    answered = max(math.ceil(coverage * len(correct) - 1e-9), 1)
-    return float(risk_coverage(confidence, correct)[1][answered - 1])
+    answered = np.maximum(np.ceil(shares * len(correct) - 1e-9).astype(int), 1)
+    return risk_coverage(confidence, correct)[1][answered - 1]
+
+
+def risk_at(confidence: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"], coverage: float) -> float:
+    """One of `risks_at`."""
+    return float(risks_at(confidence, correct, [coverage])[0])

@@ -2,7 +2,7 @@
 
 from pixelis_jax.workdir.atomic import write_bytes, write_json
 from pixelis_jax.workdir.checkpoints import Checkpoints
-from pixelis_jax.workdir.environment import describe_environment, describe_parameters
+from pixelis_jax.workdir.environment import describe_environment, describe_parameters, without_machine
 from pixelis_jax.workdir.errors import WorkdirError
 from pixelis_jax.workdir.metrics import MetricsWriter, read_metrics
 from pixelis_jax.workdir.workdir import Workdir, differing_fields
@@ -16,6 +16,7 @@ __all__ = [
     "describe_parameters",
     "differing_fields",
     "read_metrics",
+    "without_machine",
     "write_bytes",
     "write_json",
 ]

@@ -1,4 +1,4 @@
-"""Summaries of runs, and the figure that is drawn from them: numbers by hand, what is read, and what is refused."""
+"""Summaries of runs, and the figures that are drawn from them: numbers by hand, what is read, and what is refused."""
 
 import importlib.util
 import json
@@ -86,7 +86,7 @@ def test_nothing_to_draw_is_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "experiments" / "figures.py"), f"--results={tmp_path}", f"--out={tmp_path / 'images'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"figures: {tmp_path / 'ccrft'}: no summaries (experiments/summarize_run.py writes them)\n"
+    assert done.stderr == f"figures: {tmp_path}: no summaries (experiments/summarize_run.py writes them)\n"
     assert not (tmp_path / "images").exists()
 
 
@@ -98,7 +98,10 @@ def test_nothing_to_draw_is_one_line(tmp_path):
         ("it has no 'rapr'", '{"curves": {"iteration": [1], "accuracy": [1]}}'),
         ("do not increase", json.dumps({"curves": {"iteration": [2, 1]} | dict.fromkeys(figures.PANELS, [0, 0])})),
         ("do not increase", json.dumps({"curves": {"iteration": []} | dict.fromkeys(figures.PANELS, [])})),
-        ("boolean index", json.dumps({"curves": {"iteration": [1, 2]} | dict.fromkeys(figures.PANELS, [0])})),
+        (
+            "accuracy has 1 points for 2 iterations",
+            json.dumps({"curves": {"iteration": [1, 2]} | dict.fromkeys(figures.PANELS, [0])}),
+        ),
         ("it has no 'variant'", json.dumps({"curves": {"iteration": [1, 2]} | dict.fromkeys(figures.PANELS, [0, 0])})),
         ("no summary of a run", "[]"),
     ],
@@ -121,6 +124,117 @@ def test_runs_that_cannot_be_drawn_together(tmp_path, capsys):
     assert figures.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 2
     assert "full, accuracy: its seeds have no iterations in common" in capsys.readouterr().err
     assert figures.main(["--smooth=2"]) == 2 and "must be odd" in capsys.readouterr().err
+
+
+def online(folder, variant, seed, accuracy, kl, updates, *, inside=None, name=None):
+    """A made-up summary of a run that answered a stream of queries."""
+    curves = {"iteration": list(range(1, len(accuracy) + 1)), "accuracy": accuracy, "kl": kl, "updates": updates}
+    shares = inside and {"inside": inside, "below": 0.25, "above": 0.75 - inside, "median": 0.125, "p95": 0.3}
+    value = {"variant": variant, "seed": seed, "curves": curves, "corridor": inside and {"after_warm_up": shares}}
+    path = folder / "ttrl" / (name or f"{variant}-{seed}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_figure_4_by_hand(tmp_path):
+    # Not every query is learnt from: the divergence stands at the number of the update.
+    online(tmp_path, "safe", 0, [0.2, 0.4, 0.6, 0.8], [0.1, None, 0.3, 0.2], [1, None, 2, 3], inside=0.5)
+    online(tmp_path, "safe", 1, [0.4, 0.4, 0.4, 0.4], [None, 0.3, None, 0.1], [None, 1, None, 2], inside=0.25)
+    online(tmp_path, "frozen", 0, [0.5] * 4, [None] * 4, [None] * 4)
+    online(tmp_path, "no_kl", 0, [0.1] * 4, [0.9] * 4, [1, 2, 3, 4])  # all of it was warm-up
+    online(tmp_path, "other", 0, [0.1], [None], [None])  # is none of the figure's
+    (tmp_path / "ttrl" / "kl_plant.json").write_text("{}")
+    runs = figures.read_online_runs(tmp_path / "ttrl")
+    assert [(run.variant, run.seed) for run in runs] == [("safe", 0), ("safe", 1), ("no_kl", 0), ("frozen", 0)]
+    accuracy, divergence = figures.figure_4(runs).axes
+    lines = {line.get_label(): line for line in accuracy.lines}
+    assert list(lines) == ["safe (2 seeds)", "no_kl (1 seed)", "frozen (1 seed)"]
+    np.testing.assert_allclose(lines["safe (2 seeds)"].get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_allclose(lines["safe (2 seeds)"].get_ydata(), [0.3, 0.4, 0.5, 0.6])
+    lines = {line.get_label(): line for line in divergence.lines}
+    assert list(lines) == ["safe (2 seeds)", "no_kl (1 seed)"]  # what is frozen does not diverge
+    np.testing.assert_allclose(lines["safe (2 seeds)"].get_xdata(), [1, 2])
+    np.testing.assert_allclose(lines["safe (2 seeds)"].get_ydata(), [0.2, 0.2])
+    (shaded,) = divergence.patches
+    assert (shaded.get_y(), shaded.get_height()) == pytest.approx((0.1, 0.1))
+    expected = ["safe: 38 % inside, 25 % below, 38 % above; median 0.125, P95 0.300"]
+    assert figures.corridor_lines(runs) == expected
+    assert divergence.get_xlabel() == f"update\n{expected[0]}"
+
+
+def test_means_over_fewer_queries_are_not_drawn_where_there_are_others(tmp_path):
+    accuracy = [1.0] * 49 + [0.5] * 2
+    online(tmp_path, "frozen", 0, accuracy, [None] * 51, [None] * 51)
+    (run,) = figures.read_online_runs(tmp_path / "ttrl")
+    np.testing.assert_allclose(run.curves["accuracy"], ([50, 51], [0.5, 0.5]))
+    assert figures.RUNNING_MEAN == summarize_run.RUNNING_MEAN
+
+
+def risks(folder, **changes):
+    """A made-up record of risk_coverage.py."""
+    curves = {"coverage": [0.5, 1.0]} | {
+        name: {"risk": [0.1, 0.2], "low": [0.0, 0.1], "high": [0.2, 0.3]} for name in figures.WAYS
+    }
+    curves["ours"] = {"risk": [0.05, 0.2], "low": [0.0, 0.1], "high": [0.2, 0.3]}
+    record = {"curves": curves, "runs": [{}, {}], "queries": 5, "coverage": 0.8, "abstaining": {"coverage": 0.7, "risk": 0.11}}
+    path = folder / "ttrl" / "risk_coverage.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record | changes))
+    return path
+
+
+def test_risk_against_coverage_by_hand(tmp_path):
+    (axes,) = figures.figure_risk_coverage(json.loads(risks(tmp_path).read_text())).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    ours = lines["vote over trajectories, by mass"]
+    np.testing.assert_allclose((ours.get_xdata(), ours.get_ydata()), ([0.5, 1.0], [0.05, 0.2]))
+    own = lines["where the vote abstains by itself"]
+    np.testing.assert_allclose((own.get_xdata(), own.get_ydata()), ([0.7], [0.11]))
+    assert set(figures.WAYS.values()) < set(lines)
+    silent = json.loads(risks(tmp_path, abstaining={"coverage": 0.0, "risk": None}).read_text())
+    labels = [line.get_label() for line in figures.figure_risk_coverage(silent).axes[0].lines]
+    assert "where the vote abstains by itself" not in labels
+
+
+def test_only_figures_whose_files_are_there_are_drawn(tmp_path, capsys):
+    arguments, images = [f"--results={tmp_path}", f"--out={tmp_path / 'images'}"], tmp_path / "images"
+    risks(tmp_path)
+    assert figures.main(arguments) == 0
+    assert sorted(path.name for path in images.iterdir()) == ["risk_coverage.svg"]
+    summary(tmp_path, "full", 0, [1, 2])
+    path = online(tmp_path, "safe", 0, [0.2, 0.4], [0.1, 0.3], [1, 2], inside=0.5)
+    capsys.readouterr()
+    assert figures.main(arguments) == 0
+    assert sorted(path.name for path in images.iterdir()) == ["figure_3.svg", "figure_4.svg", "risk_coverage.svg"]
+    out = capsys.readouterr().out
+    assert str(path) in out and "safe: 50 % inside" in out
+    drawn = (images / "figure_4.svg").read_bytes()
+    assert b"safe (1 seed)" in drawn and b"50 % inside" in drawn
+    assert figures.main(arguments) == 0 and (images / "figure_4.svg").read_bytes() == drawn
+
+
+def test_what_cannot_be_drawn_of_a_stream(tmp_path, capsys):
+    def refused(words):
+        assert figures.main([f"--results={tmp_path}", f"--out={tmp_path / 'images'}"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and words in err, err
+
+    online(tmp_path, "other", 0, [0.1], [None], [None], name="safe-0.json")
+    refused("its variant 'other' is none of safe, no_kl, frozen")
+    online(tmp_path, "safe", 0, [0.1, 0.2], [0.1, 0.2], [2, 1])
+    refused("its updates do not increase")
+    summary(tmp_path, "full", 0, [1, 2]).rename(tmp_path / "ttrl" / "safe-0.json")  # of another phase
+    refused("safe-0.json is no summary of a run: it has no 'updates'")
+    online(tmp_path, "safe", 0, [0.1], [None], [None])
+    online(tmp_path, "safe", 0, [0.1], [None], [None], name="safe-1.json")
+    refused("are both of variant safe, seed 0")
+    (tmp_path / "ttrl" / "safe-1.json").unlink()
+    risks(tmp_path, curves={"coverage": [0.5]})
+    refused("risk_coverage.json is no record of risk_coverage.py: it has no 'majority'")
+    risks(tmp_path).write_text("[")
+    refused("is no record of risk_coverage.py: Expecting")
+    assert not (tmp_path / "images").exists()
 
 
 COMMAND = [
@@ -189,6 +303,72 @@ def test_a_summary_is_drawn(workdir, tmp_path):
     assert made(run, tmp_path) == 0
     (panel, *_) = figures.figure_3(figures.read_runs(tmp_path / "results" / "ccrft")).axes
     np.testing.assert_allclose(panel.lines[0].get_ydata(), [0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def stream(queries, *, updated=lambda query: True):
+    """Rows of a run that answers queries, every second one right; where it is updated its divergence is 0.01 times the query."""
+    rows = []
+    for query in range(1, queries + 1):
+        scalars = {"accuracy/greedy": query % 2, "accuracy/vote": 1.0, "beta": 0.5, "rolled_back": 0, "abstained": 0}
+        scalars |= {"learnt": 1, "kl": 0.01 * query} if updated(query) else {"learnt": 0}
+        rows.append((query, float(query), scalars))
+    return rows
+
+
+def test_a_stream_of_queries_by_hand(workdir, tmp_path):
+    run = workdir(stream(6, updated=lambda query: query != 3))
+    assert made(run, tmp_path) == 0
+    found = json.loads((tmp_path / "results" / "ccrft" / "full-7.json").read_text())
+    assert found["curves"] == {
+        "iteration": [1, 2, 3, 4, 5, 6],
+        "accuracy": [1.0, 0.5, pytest.approx(2 / 3, abs=1e-5), 0.5, 0.6, 0.5],
+        "vote": [1.0] * 6,
+        "kl": [0.01, 0.02, None, 0.04, 0.05, 0.06],
+        "beta": [0.5] * 6,
+        "rolled_back": [0.0] * 6,
+        "learnt": [1.0, 1.0, 0.0, 1.0, 1.0, 1.0],
+        "abstained": [0.0] * 6,
+        "updates": [1.0, 2.0, None, 3.0, 4.0, 5.0],
+    }
+
+
+def test_running_means_and_shares_are_taken_before_points_are_thinned(workdir, tmp_path):
+    run = workdir(stream(1000))
+    config = json.loads((run / "config.json").read_text()) | {"kl": {"warm_up": 15}}
+    (run / "config.json").write_text(json.dumps(config))
+    assert made(run, tmp_path) == 0
+    found = json.loads((tmp_path / "results" / "ccrft" / "full-7.json").read_text())
+    curves = found["curves"]
+    assert len(curves["accuracy"]) == 500 and curves["accuracy"][0] == 0.75  # of 1 and 0.5
+    assert curves["accuracy"][25:] == [0.5] * 475  # 50 queries: half are right, whichever
+    assert curves["updates"][:2] == [1.5, 3.5] and curves["kl"][:2] == [0.015, 0.035]
+    # 0.01 .. 10: 9 lie below 0.10 and 11 up to 0.20; without the first 15 there are 5 left within, and none below.
+    corridor = found["corridor"]
+    assert (corridor["bottom"], corridor["top"], corridor["warm_up"], corridor["not_finite"]) == (0.1, 0.2, 15, 0)
+    assert (corridor["all"]["updates"], corridor["after_warm_up"]["updates"]) == (1000, 985)
+    assert (corridor["all"]["below"], corridor["all"]["inside"]) == (0.009, 0.011)
+    assert (corridor["after_warm_up"]["below"], corridor["after_warm_up"]["inside"]) == pytest.approx((0, 5 / 985))
+    assert corridor["after_warm_up"]["median"] == pytest.approx(5.08)
+
+
+def test_a_stream_without_updates_has_no_corridor(workdir, tmp_path):
+    never = stream(3, updated=lambda query: False)
+    assert made(workdir([*never, (4, 4.0, {"accuracy/greedy": 1, "kl": "inf"})]), tmp_path) == 0
+    found = json.loads((tmp_path / "results" / "ccrft" / "full-7.json").read_text())
+    assert found["corridor"] is None and found["curves"]["kl"] == [None] * 4
+    # Such a summary is drawn as a line of accuracies.
+    path = tmp_path / "ttrl" / "frozen-7.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(found | {"variant": "frozen"}))
+    accuracy, divergence = figures.figure_4(figures.read_online_runs(path.parent)).axes
+    np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [1, 0.5, 2 / 3, 0.75], atol=1e-5)
+    assert not divergence.lines
+
+
+def test_a_divergence_that_is_not_finite_is_counted_apart(workdir, tmp_path):
+    assert made(workdir([*stream(2), (3, 3.0, {"accuracy/greedy": 1, "kl": "nan"})]), tmp_path) == 0
+    corridor = json.loads((tmp_path / "results" / "ccrft" / "full-7.json").read_text())["corridor"]
+    assert corridor["not_finite"] == 1 and corridor["all"]["updates"] == 2 and corridor["warm_up"] == 0
 
 
 def test_many_points_are_thinned_to_means_of_stretches(workdir, tmp_path):
