@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from pixelis_jax.policy import Qwen3VL
 
 DIVERGED, STOPPED_EARLY = 1, 3
-PHASES = ("look", "sft", "ccrft")
+PHASES = ("look", "sft", "ccrft", "ttrl")
+SAMPLING = ("ccrft", "ttrl")
+"""Phases that learn from their own episodes, and build their questions themselves."""
+
 SAY_EVERY = 2000
 
 
@@ -77,11 +80,11 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     """
     import jax
 
-    from pixelis_jax.commands import models, reinforce
+    from pixelis_jax.commands import adapt, models, reinforce
     from pixelis_jax.data.records import RecordSource
     from pixelis_jax.policy.adapters import merge_adapters
     from pixelis_jax.rollout.agent import banned_ids
-    from pixelis_jax.training import ccrft, loop, sft
+    from pixelis_jax.training import ccrft, loop, sft, ttrl
     from pixelis_jax.workdir import Workdir, describe_environment
 
     if config.init_from:
@@ -93,16 +96,17 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         RecordSource(given)
     # Opened before anything is put into it: a directory of another run keeps its files, and gets none of this one.
     environment = describe_environment(config.seed)
-    may_differ = ccrft.MAY_DIFFER if config.phase == "ccrft" else loop.MAY_DIFFER
+    may_differ = {"ccrft": ccrft.MAY_DIFFER, "ttrl": ttrl.MAY_DIFFER}.get(config.phase, loop.MAY_DIFFER)
     Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=may_differ)
     _use_compilation_cache(workdir)
     with _first_process_first():
         loaded = _initial(config, workdir)
         models.save_files(loaded.encoder, workdir / models.POLICY_FOLDER)
-        if config.phase != "ccrft":
+        if config.phase not in SAMPLING:
             data = Path(given) if given else build_data(config, workdir, loaded)
-    if config.phase == "ccrft":
-        model, result = reinforce.train(config, workdir, loaded)
+    if config.phase in SAMPLING:
+        sampling_phase = {"ccrft": reinforce.train, "ttrl": adapt.train}[config.phase]
+        model, result = sampling_phase(config, workdir, loaded)
     else:
         model, result = sft.train(config, workdir, loaded.model, banned_ids=banned_ids(loaded.encoder), data=data)
     if result.finished and not (workdir / models.MODEL_FOLDER).exists():
@@ -171,8 +175,8 @@ def _counted(examples: Iterable[EncodedExample]) -> Iterator[EncodedExample]:
 
 def check_config(path: Path, config: ConfigDict) -> None:
     """Raises UserError for a config that can be trained nowhere; looks at no device and at no file but the config."""
-    from configs import tiny_base, tiny_ccrft, tiny_sft
-    from pixelis_jax.commands import reinforce
+    from configs import tiny_base, tiny_ccrft, tiny_sft, tiny_ttrl
+    from pixelis_jax.commands import adapt, reinforce
     from pixelis_jax.commands.configs import check_fields
     from pixelis_jax.commands.data import check_counts
     from pixelis_jax.data.captions import KINDS
@@ -183,11 +187,13 @@ def check_config(path: Path, config: ConfigDict) -> None:
 
     if config.get("phase") not in PHASES:
         raise UserError(f"{path}: phase is {config.get('phase')!r}, expected one of {', '.join(PHASES)}")
-    shipped = {"look": tiny_base, "sft": tiny_sft, "ccrft": tiny_ccrft}[config.phase]
+    shipped = {"look": tiny_base, "sft": tiny_sft, "ccrft": tiny_ccrft, "ttrl": tiny_ttrl}[config.phase]
     check_fields(path, config, shipped.get_config())
     _check_ranges(path, config)
     if config.phase == "ccrft":
         reinforce.check(path, config)
+    if config.phase == "ttrl":
+        adapt.check(path, config)
     updates, words = config.total_steps, f"total_steps ({config.total_steps})"
     if config.phase == "ccrft":
         updates, words = updates * config.minibatches, f"{words} times minibatches ({config.minibatches})"
@@ -217,7 +223,7 @@ def check_config(path: Path, config: ConfigDict) -> None:
         raise UserError(f"{path}: trainable is {config.trainable!r}, known are {', '.join(sft.TRAINABLE)}")
     try:
         sft.check_base(config.trainable, config.lora.base)
-        if config.phase != "ccrft":
+        if config.phase not in SAMPLING:
             sft.check_packing(config)
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from error
@@ -243,45 +249,45 @@ def _check_mesh(path: Path, config: ConfigDict) -> None:
 
 def _check_ranges(path: Path, config: ConfigDict) -> None:
     """Raises UserError for a number that no run can have."""
+    from pixelis_jax.commands import ranges
     from pixelis_jax.commands.checks import SEEDS
     from pixelis_jax.commands.configs import flat, is_free
 
-    def whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
-        return isinstance(value, int) and least <= value < below
-
-    def number(value: Any, least: float = 0.0, below: float = math.inf) -> bool:
-        return isinstance(value, int | float) and least <= value < below
-
-    def several(fits: Callable[[Any], bool]) -> Callable[[Sequence[Any]], bool]:
+    def several(fits: ranges.Fits) -> ranges.Fits:
         return lambda values: len(values) > 0 and all(map(fits, values))
 
-    ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("a whole number of at least 1", whole, "total_steps operations loss.chunk loss.vocab_chunk buckets.tokens_per_batch"),
-        ("a whole number in 0 .. 2^32 - 1", lambda value: whole(value, 0, SEEDS), "seed scenes.seed"),
-        ("whole numbers of at least 1", several(whole), "buckets.tokens buckets.frames"),
-        (
-            "a number above 0",
-            lambda value: number(value) and value > 0,
-            "optimizer.learning_rate optimizer.eps optimizer.clip_norm loss.beta",
-        ),
-        (
-            "a number of at least 0",
-            number,
-            "optimizer.weight_decay optimizer.final_ratio loss.heads_weight loss.patches_weight loss.iou_weight "
-            "checkpoint_every_minutes max_minutes",
-        ),
-        ("at least 0 and less than 1", lambda value: number(value, 0, 1), "optimizer.b1 optimizer.b2"),
-        ("numbers", several(lambda value: number(value, -math.inf)), "pixels.mean"),
-        ("numbers above 0", several(lambda value: number(value) and value > 0), "pixels.std"),
-        ("a share, 0 to 1", lambda value: number(value) and value <= 1, "scenes.asked_share"),
-    )
     values = flat(config.to_dict())
-    for words, fits, names in ranges:
-        for name in names.split():
-            if values.get(name) is not None and not fits(values[name]):
-                raise UserError(f"{path}: {name} must be {words}, got {values[name]!r}")
+    ranges.check(
+        path,
+        values,
+        (
+            (
+                "a whole number of at least 1",
+                ranges.whole(),
+                "total_steps operations loss.chunk loss.vocab_chunk buckets.tokens_per_batch",
+            ),
+            ("a whole number in 0 .. 2^32 - 1", ranges.whole(0, SEEDS), "seed scenes.seed"),
+            ("whole numbers of at least 1", several(ranges.whole()), "buckets.tokens buckets.frames"),
+            (
+                "a number above 0",
+                ranges.number(above=0),
+                "optimizer.learning_rate optimizer.eps optimizer.clip_norm loss.beta",
+            ),
+            (
+                "a number of at least 0",
+                ranges.number(below=math.inf),
+                "optimizer.weight_decay optimizer.final_ratio loss.heads_weight loss.patches_weight loss.iou_weight "
+                "checkpoint_every_minutes max_minutes",
+            ),
+            ("at least 0 and less than 1", ranges.number(below=1), "optimizer.b1 optimizer.b2"),
+            ("numbers", several(ranges.number(-math.inf)), "pixels.mean"),
+            ("numbers above 0", several(ranges.number(above=0)), "pixels.std"),
+            ("a share, 0 to 1", ranges.number(0, 1), "scenes.asked_share"),
+        ),
+    )
+    free = ranges.number(-math.inf)
     for name, value in values.items():
-        if is_free(name) and not number(value, -math.inf):
+        if is_free(name) and not free(value):
             raise UserError(f"{path}: {name} must be a number, got {value!r}")
 
 

@@ -213,12 +213,6 @@ class Encoder:
         grids = [(1, *segment.grid) for segment in shown]
         positions, following = mrope_positions(tokens.ids, grids, self.model, start=start)
         index = visual_index(tokens.ids, grids, self.model, bucket=self.prompt.patch_bucket)
-        vision = self.model.vision
-        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        patches = np.zeros((len(shown), self.prompt.patch_bucket, width), np.float32)
-        for frame, segment in enumerate(shown):
-            pair = self.pair(thumbnails[segment.media], segment.frame)
-            patches[frame, : segment.grid[0] * segment.grid[1]] = processing.to_patches(pair, self.processing)[0]
         return Chunk(
             ids=tokens.ids,
             roles=tokens.roles,
@@ -226,10 +220,18 @@ class Encoder:
             positions=positions,
             next_position=following,
             visual_index=index,
-            patches=patches,
+            patches=self.patches([(thumbnails[segment.media], segment.frame) for segment in shown]),
             grid=np.asarray([segment.grid for segment in shown], np.int32).reshape(-1, 2),
             media_spans=tokens.media_spans,
         )
+
+    def patches(self, shown: Sequence[tuple[Thumbnail, int]], frames: int = 0) -> np.ndarray:
+        """Normalised patches of (thumbnail, temporal patch), float32 `[F, S, P]`; F is at least `frames`, S is `patch_bucket`."""
+        patches = np.zeros((max(len(shown), frames), self.prompt.patch_bucket, self.model.vision.patch_dim), np.float32)
+        for frame, (thumbnail, index) in zip(patches, shown, strict=False):
+            cut = processing.to_patches(self.pair(thumbnail, index), self.processing)[0]
+            frame[: len(cut)] = cut
+        return patches
 
     def pair(self, thumbnail: Thumbnail, index: int) -> np.ndarray:
         """Frames of temporal patch `index`, uint8 `[2, H, W, 3]`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from etils import epath
 
 from pixelis_jax.encoding import NEAR
 from pixelis_jax.memory.index import Index, IndexConfig
-from pixelis_jax.memory.records import Record, Summary
+from pixelis_jax.memory.records import VALUE_AT_BIRTH, Record, Summary
 from pixelis_jax.memory.store import Stamp, Store
 
 
@@ -191,6 +191,11 @@ class Memory:
             self._index.remove(record_id)
         self._index.add(new, record.key)
         return Remembered(id=new, evicted=tuple(change.evicted), memory_seq=change.memory_seq)
+
+    def median_value(self, *, without: Collection[int] = ()) -> float:
+        """Median of the values of all records but some; that of a newborn record if there are none."""
+        summaries = self._store.summaries([record_id for record_id in self.ids if record_id not in without])
+        return float(np.median([held.value for held in summaries.values()])) if summaries else VALUE_AT_BIRTH
 
     def snapshot(self, path: epath.PathLike) -> Stamp:
         """Copies the store to one file (`Store.snapshot`), for a checkpoint; the index can be built from it."""

@@ -181,7 +181,7 @@ class _Run:
 
     def run(self) -> tuple[Qwen3VL, loop.Result]:
         config, trainer = self._config, self._trainer
-        started = saved_at = time.monotonic()
+        pace = loop.Pace(config)
         compilations = Compilations()
         writer = self._workdir.open_metrics()
         with (
@@ -210,16 +210,13 @@ class _Run:
                         self._save_trajectories(trajectories, done)
                     if collapsed := self._watch.collapsed:
                         raise CollapseError(self._farewell(checkpoints, collapsed))
-                    now = time.monotonic()
-                    last = done == config.total_steps
-                    out_of_time = config.max_minutes is not None and now - started >= 60 * config.max_minutes
-                    stop = interrupted.is_set() or out_of_time
-                    due = now - saved_at >= 60 * config.checkpoint_every_minutes or done % config.checkpoint_every_steps == 0
+                    last, stop = done == config.total_steps, interrupted.is_set() or pace.out_of_time
                     # A policy that is under a floor may be about to collapse: the checkpoint before it is not overwritten.
-                    if last or stop or (due and self._watch.calm):
+                    if last or stop or (pace.due(done) and self._watch.calm):
                         writer.flush()
                         self._save(checkpoints, done)
-                        saved, saved_at = done, now
+                        saved = done
+                        pace.saved()
                     if stop and not last:
                         progress.say(f"stopped at iteration {done}; the same command goes on from there")
                         break

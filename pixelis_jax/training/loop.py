@@ -84,7 +84,7 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
       WorkdirError: the directory is another run's, or no work directory.
       FloatingPointError: loss or gradient of a step to be saved is not finite; it is not saved.
     """
-    started = time.monotonic()
+    pace = Pace(config)
     workdir = Workdir.create(path, config=config.to_dict(), environment=describe_environment(config.seed), may_differ=MAY_DIFFER)
     optimizer = create_optimizer(config.optimizer, config.total_steps)
     key = jax.random.key(config.seed)
@@ -97,14 +97,14 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
     update = make_update(phase.loss, optimizer, state)
     schedule = learning_rate(config.optimizer, config.total_steps)
     window = _Window(schedule)
-    saved_at = time.monotonic()
 
     def save() -> None:
-        nonlocal saved, saved_at
+        nonlocal saved
         _check_finite(metrics, step)
         writer.flush()
         checkpoints.save(step, arrays=state.items(), values={"data_iter": phase.batches.get_state()})
-        saved, saved_at = step, time.monotonic()
+        saved = step
+        pace.saved()
 
     with (
         contextlib.closing(checkpoints),
@@ -134,11 +134,8 @@ def run(phase: Phase, config: ConfigDict, path: epath.PathLike, mesh: Mesh) -> R
                 scalars = window.close(step) | {"compilations": update._cache_size()}
                 writer.write_scalars(step, scalars)
                 progress.report(step, {name: scalars[name] for name in ("loss", "steps_per_second")})
-            now = time.monotonic()
-            out_of_time = config.max_minutes is not None and now - started >= 60 * config.max_minutes
-            stop = _any_process(interrupted.is_set() or out_of_time)
-            due = _any_process(now - saved_at >= 60 * config.checkpoint_every_minutes)
-            if last or stop or due or step % config.checkpoint_every_steps == 0:
+            stop = _any_process(interrupted.is_set() or pace.out_of_time)
+            if last or stop or _any_process(pace.due(step)):
                 save()
             if stop and not last:
                 progress.say(f"stopped at step {step}; the same command goes on from there")
@@ -179,6 +176,30 @@ def make_update(
     # Left to the compiler, the state could come back placed otherwise, and the next step would be compiled again.
     placed = jax.tree.map(lambda array: array.sharding, state)
     return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
+
+
+class Pace:
+    """When a run saves by the clock or by its steps, and when its time is over."""
+
+    def __init__(self, config: ConfigDict):
+        """Starts the clock; ``config`` has ``checkpoint_every_steps``, ``checkpoint_every_minutes`` and ``max_minutes``."""
+        self._config = config
+        self._started = self._saved = time.monotonic()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether `max_minutes` are over."""
+        most = self._config.max_minutes
+        return most is not None and time.monotonic() - self._started >= 60 * most
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due behind a step, by the clock of this process or by the step's number."""
+        late = time.monotonic() - self._saved >= 60 * self._config.checkpoint_every_minutes
+        return late or step % self._config.checkpoint_every_steps == 0
+
+    def saved(self) -> None:
+        """Notes that a checkpoint was saved."""
+        self._saved = time.monotonic()
 
 
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:

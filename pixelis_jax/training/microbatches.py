@@ -173,7 +173,11 @@ def pack(episodes: Sequence[Sampled], shape: Shape, patch_size: int) -> tuple[li
 
 
 def with_advantages(
-    micros: Sequence[MicroBatch], places: Sequence[Place], advantages: Sequence[Float[np.ndarray, " T"]], learns: Sequence[bool]
+    micros: Sequence[MicroBatch],
+    places: Sequence[Place],
+    advantages: Sequence[Float[np.ndarray, " T"]],
+    learns: Sequence[bool],
+    anchored: Sequence[bool] | None = None,
 ) -> list[MicroBatch]:
     """Fills in what each token is worth.
 
@@ -182,24 +186,27 @@ def with_advantages(
       places: of the episodes.
       advantages: of the tokens of each episode.
       learns: False for an episode that is masked.
+      anchored: False for an episode whose divergence does not count; by default as `learns`.
 
     Returns:
       The microbatches.
     """
     worth = [np.zeros_like(micro.advantages) for micro in micros]
     kept = [np.zeros_like(micro.advantages) for micro in micros]
-    for place, values, learn in zip(places, advantages, learns, strict=True):
+    held = [np.zeros_like(micro.advantages) for micro in micros]
+    for place, values, learn, anchor in zip(places, advantages, learns, anchored or learns, strict=True):
         here = slice(place.token, place.token + len(values))
         worth[place.micro][place.row, here] = values
         kept[place.micro][place.row, here] = learn
+        held[place.micro][place.row, here] = anchor
     return [
         dataclasses.replace(
             micro,
             advantages=value,
             learns=micro.learns * keep,
-            decision=micro.decision * keep,
+            decision=micro.decision * hold,
         )
-        for micro, value, keep in zip(micros, worth, kept, strict=True)
+        for micro, value, keep, hold in zip(micros, worth, kept, held, strict=True)
     ]
 
 

@@ -1,0 +1,52 @@
+"""Append-only files of JSON lines that a run which was killed goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class AppendLog:
+    """One object a line, on the disk when `append` returns.
+
+    A run goes back to its last checkpoint and does again what came behind it. What was written then stands, and is not written
+    twice: lines have numbers that only grow.
+    """
+
+    def __init__(self, path: Path, *, numbered: bool = False):
+        """Opens a log, or makes one. Half a line at the end, of a run that was killed, is cut off.
+
+        Args:
+          path: a local file.
+          numbered: lines have a field ``number``, and some numbers may have none; else line k has number k.
+        """
+        held = path.read_bytes() if path.exists() else b""
+        whole = held[: held.rfind(b"\n") + 1]
+        lines = whole.splitlines()
+        last = json.loads(lines[-1])["number"] if numbered and lines else len(lines) - 1
+        self._next = int(last) + 1
+        self._file = path.open("r+b" if path.exists() else "xb")
+        self._file.truncate(len(whole))
+        self._file.seek(len(whole))
+
+    def append(self, number: int, value: dict[str, Any]) -> None:
+        """Writes a line, unless one of this number or above is there."""
+        if number < self._next:
+            return
+        self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._next = number + 1
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> AppendLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
