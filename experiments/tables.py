@@ -77,7 +77,7 @@ def log_prob_memory() -> str:
 
 def _plan_order(row: tuple[dict, dict]) -> tuple:
     plan, program = row
-    programs, slices = ("sft", "ccrft", "reference", "prefill", "decode"), ("v5e", "v5p", "v6e")
+    programs, slices = ("sft", "ccrft", "ttrl", "reference", "prefill", "decode"), ("v5e", "v5p", "v6e")
     model, slice_ = plan["config"]["model"], plan["topology"]["name"].partition("-")[0]
     models = ("qwen3_vl_8b", "qwen3_vl_32b", "qwen3_vl_30b_a3b")
     adapters = plan["config"]["trainable"] == "adapters"

@@ -1,11 +1,12 @@
 """Trains the tiny policy on this machine, phase by phase, evaluates what came out, and writes the report.
 
-  pixelis demo                      about 10 minutes on two cores
+  pixelis demo                      about 15 minutes on two cores
   pixelis demo --workdir=demo
 
 Starts from `tiny_base`, which can look, answer and copy but has never seen a tool: supervised fine-tuning on chains of tools,
-then reinforcement learning from its own episodes. The table compares the base with what each phase made of it, with and without
-tools; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
+then reinforcement learning from its own episodes, then learning at test time from a stream of unlabelled questions under shift.
+The table compares the base with what each phase made of it, with and without tools, and the last two on questions under shift
+that were not in the stream; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
 
 Exit status: 0 done, 1 a phase diverged, 2 bad input, 3 training was stopped (SIGTERM, Ctrl-C).
 """
@@ -13,6 +14,7 @@ Exit status: 0 done, 1 a phase diverged, 2 bad input, 3 training was stopped (SI
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +26,9 @@ BASE = "tiny_base"
 SCENES_A_FAMILY = 110
 STEPS = 400
 ITERATIONS = 16
+QUERIES = 90
 QUESTIONS_A_FAMILY = 15
-SETTINGS = ("scenes", "steps", "iterations", "questions")
+SETTINGS = ("scenes", "steps", "iterations", "queries", "questions")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--iterations", metavar="N", type=int, default=ITERATIONS, help=f"of reinforcement learning (default: {ITERATIONS})"
     )
     parser.add_argument(
+        "--queries", metavar="N", type=int, default=QUERIES, help=f"that are learnt from at test time (default: {QUERIES})"
+    )
+    parser.add_argument(
         "--questions",
         metavar="N",
         type=int,
@@ -52,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """SFT from `tiny_base`, CC-RFT from there, evaluation of all three, report."""
+    """SFT from `tiny_base`, CC-RFT and Pixel TTRL from there, evaluation of all, report."""
     from configs import eval_scenes
     from pixelis_jax.commands import eval as evaluation
     from pixelis_jax.commands import models, train
@@ -65,38 +71,47 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
     models.locate(BASE)
     evaluation.open_workdir(args.workdir, {name: getattr(args, name) for name in SETTINGS})
-    sft, ccrft = args.workdir / "sft", args.workdir / "ccrft"
+    sft, ccrft, ttrl = (args.workdir / name for name in ("sft", "ccrft", "ttrl"))
     try:
-        print(f"1/4  fine-tuning {BASE}: {args.scenes} scenes of each family, {args.steps} steps", flush=True)
+        print(f"1/5  fine-tuning {BASE}: {args.scenes} scenes of each family, {args.steps} steps", flush=True)
         if not train.train(_sft(args), sft):
             return train.STOPPED_EARLY
-        print(f"2/4  reinforcement learning from there: {args.iterations} iterations of 64 episodes", flush=True)
+        print(f"2/5  reinforcement learning from there: {args.iterations} iterations of 64 episodes", flush=True)
         if not train.train(_ccrft(args, sft), ccrft):
+            return train.STOPPED_EARLY
+        print(f"3/5  learning at test time from there: {args.queries} unlabelled questions under shift", flush=True)
+        if not train.train(_ttrl(args, ccrft), ttrl):
             return train.STOPPED_EARLY
     except (FloatingPointError, CollapseError) as error:
         print(f"pixelis: {error}", file=sys.stderr)
         return train.DIVERGED
 
-    print(f"3/4  {args.questions} test questions of each family", flush=True)
+    print(f"4/5  {args.questions} questions of each family, and as many under shift", flush=True)
     settings = eval_scenes.get_config()
-    folder = args.workdir / "data"
-    examples = evaluation.build_examples(
-        folder, settings.split, dict.fromkeys(eval_scenes.FAMILIES, args.questions), workers=settings.workers
-    )
+    build = functools.partial(evaluation.build_examples, workers=settings.workers)
+    examples = build(args.workdir / "data", settings.split, dict.fromkeys(eval_scenes.FAMILIES, args.questions))
+    apart = _stream(args) + 2  # the stream, and the probe set behind it
+    drawn = build(args.workdir / "shift", "shift", dict.fromkeys(eval_scenes.FAMILIES, apart + args.questions))
+    shifted = [e for family in eval_scenes.FAMILIES for e in [e for e in drawn if e.family == family][apart:]]
     rows = {}
-    for title, name in ((BASE, BASE), ("sft", str(sft)), ("ccrft", str(ccrft))):
+    # The base has never seen a tool, so only its answers without tools mean anything.
+    for title, name, asked, with_tools, no_tools in (
+        (BASE, BASE, examples, False, True),
+        ("sft", str(sft), examples, True, True),
+        ("ccrft", str(ccrft), examples, True, True),
+        ("ccrft-shift", str(ccrft), shifted, True, False),
+        ("ttrl-shift", str(ttrl), shifted, True, False),
+    ):
         where = args.workdir / f"eval-{title}"
-        # The base has never seen a tool, so only its answers without tools mean anything.
-        with_tools = title != BASE
         conditions = evaluation.evaluate(
-            models.load(name), examples, where, slots=settings.slots, with_tools=with_tools, no_tools=True
+            models.load(name), asked, where, slots=settings.slots, with_tools=with_tools, no_tools=no_tools
         )
-        rows[title] = evaluation.results_of(conditions, examples)
+        rows[title] = evaluation.results_of(conditions, asked)
         evaluation.write_results(where, {"model": name, "results": rows[title]})
 
-    print("4/4  report", flush=True)
+    print("5/5  report", flush=True)
     page = args.workdir / "report.html"
-    summary = write_report([sft, ccrft, args.workdir / "eval-ccrft"], page)
+    summary = write_report([sft, ccrft, args.workdir / "eval-ccrft", ttrl, args.workdir / "eval-ttrl-shift"], page)
     print(evaluation.table(rows))
     print(f"{page}: {summary}")
     return 0
@@ -121,4 +136,25 @@ def _ccrft(args: argparse.Namespace, start: Path) -> ConfigDict:
     config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, min(args.scenes, 20))
     config.total_steps = args.iterations
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.iterations * config.minibatches - 1)
+    return config
+
+
+def _stream(args: argparse.Namespace) -> int:
+    """Questions of each family that the stream is drawn from."""
+    from configs import tiny_sft
+
+    return -(-int(args.queries) // len(tiny_sft.FAMILIES))
+
+
+def _ttrl(args: argparse.Namespace, start: Path) -> ConfigDict:
+    from configs import tiny_sft, tiny_ttrl
+
+    config = tiny_ttrl.get_config()
+    config.init_from = str(start)
+    config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, _stream(args))
+    config.total_steps = args.queries
+    config.memory.silent_below = min(config.memory.silent_below, args.queries // 4)
+    config.ema.half_life = max(args.queries / 2, 1.0)
+    config.kl.warm_up = args.queries // 10
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.queries - 1)
     return config

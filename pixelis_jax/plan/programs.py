@@ -140,7 +140,8 @@ _PASSES = {
 }
 
 
-def _ccrft(config: ConfigDict, mesh: Mesh) -> Program:
+def _from_episodes(config: ConfigDict, mesh: Mesh, objective: str) -> Program:
+    """The gradient of a phase that learns from its own episodes."""
     graph, params = _model(config, backward=True)
     optimizer = create_optimizer(config.optimizer, config.total_steps)
     state = _train_state(params, nnx.State({}), optimizer, config.trainable, mesh)
@@ -155,7 +156,7 @@ def _ccrft(config: ConfigDict, mesh: Mesh) -> Program:
     reference = Reference(**made)
     number: Any = _array((), jnp.float32, mesh)
     scale = Scale(token=number, decision=number, beta=number)
-    accumulate = make_accumulate(graph, config, _banned(config))
+    accumulate = make_accumulate(graph, config, _banned(config), objective)
     # The embeddings of the reference are read once more, for its logits; their gradient is nobody's.
     scored = train.weighted * 2 + train.weighted // 3
     return Program(
@@ -227,10 +228,11 @@ def _decode(config: ConfigDict, mesh: Mesh) -> Program:
 
 PROGRAMS: Mapping[str, Callable[[ConfigDict, Mesh], Program]] = {
     "sft": _sft,
-    "ccrft": _ccrft,
+    "ccrft": functools.partial(_from_episodes, objective="clipped"),
     "reference": _reference,
     "prefill": _prefill,
     "decode": _decode,
+    "ttrl": functools.partial(_from_episodes, objective="imitation"),
 }
 
 

@@ -129,6 +129,7 @@ def test_what_data_refuses(refused, tmp_path, words, arguments):
 def test_demo_refuses(refused, tmp_path, monkeypatch):
     refused("--steps must be at least 1", "demo", "--steps=0")
     refused("--iterations must be at least 1", "demo", "--iterations=0")
+    refused("--queries must be at least 1", "demo", "--queries=0")
     monkeypatch.setattr(models, "SHIPPED", tmp_path / "none")
     refused("no model 'tiny_base'", "demo", "--steps=1")
 
@@ -137,12 +138,13 @@ def test_demo_refuses(refused, tmp_path, monkeypatch):
 def test_demo_runs_to_its_report_and_guards_its_directory(run, base, tmp_path, monkeypatch):
     shutil.copytree(base, tmp_path / "weights" / "tiny_base")
     monkeypatch.setattr(models, "SHIPPED", tmp_path / "weights")
-    small = ("--scenes=1", "--steps=2", "--iterations=1", "--questions=1")
+    small = ("--scenes=1", "--steps=2", "--iterations=1", "--queries=1", "--questions=1")
     status, out, err = run("demo", *small)
     assert (status, err) == (0, "") and Path("demo/report.html").exists() and "demo/report.html: " in out
     table = [line for line in out.splitlines() if "%  " in line]
     both = [f"{phase}, {tools} tools" for phase in ("sft", "ccrft") for tools in ("without", "with")]
-    assert [line.split("  ")[0] for line in table] == ["tiny_base, without tools", *both]
+    shifted = [f"{phase}-shift, with tools" for phase in ("ccrft", "ttrl")]
+    assert [line.split("  ")[0] for line in table] == ["tiny_base, without tools", *both, *shifted]
     assert run("demo", *small)[0] == 0
-    status, _, err = run("demo", *small[:3], "--questions=2")
+    status, _, err = run("demo", *small[:4], "--questions=2")
     assert status == 2 and "questions (1 -> 2)" in err
