@@ -63,7 +63,13 @@ def main() -> int:
         environment = describe_environment(seed=0)
         kept = {key: environment[key] for key in ("commit", "machine")}
         shown = model if not Path(model).is_absolute() else Path(model).name
-        command = " ".join(["python experiments/evaluate_models.py", f"--split={args.split} --count={args.count}", shown])
+        command = " ".join(
+            [
+                "python experiments/evaluate_models.py",
+                f"--split={args.split} --count={args.count}" + (f" --first={args.first}" if args.first else ""),
+                shown,
+            ]
+        )
         record = {"study": "evaluation", "command": command, "model": shown, **kept, "split": args.split, **record}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record | {"wall_time_s": round(time.monotonic() - began)})
