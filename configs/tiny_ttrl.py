@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     # "trajectories", or to compare: "answers" (Ans-SSC), "majority", "process". It abstains under any of votes, mass, margin.
     config.vote = ConfigDict({"kind": "trajectories", "temperature": 0.1, "votes": 3, "mass": 0.5, "margin": 0.1})
     config.exemplar = "short_faithful"  # or "random", of the winners
+    config.evidence = True  # learns from no exemplar without a call whose result was checked
     config.memory = ConfigDict(
         {"on": True, "neighbours": 8, "silent_below": 50, "capacity": 100_000, "value_aware": True, "decay": 0.9, "share": 0.5}
     )
@@ -39,12 +40,12 @@ def get_config() -> ConfigDict:
     config.objective = "imitation"  # or "grpo", "entropy"
     config.poison = 0.0  # a control: share of records that carry a wrong answer
     config.probe = 16  # trajectories of the probe set
-    config.ema = ConfigDict({"half_life": 200.0})  # of the anchor, in updates
+    config.ema = ConfigDict({"half_life": 60.0})  # of the anchor, in updates: half of those that 400 queries lead to
     config.guard = ConfigDict({"on": True, "limit": 0.25})
     config.control = "pid"  # or "fixed", "none"
     config.kl = ConfigDict(
         {"beta": 0.05, "set_point": 0.13, "top": 0.20, "kp": 1.5, "ki": 0.1, "kd": 0.3}
-        | {"least": 1e-4, "most": 10.0, "warm_up": 40, "smoothing": 2}
+        | {"least": 1e-4, "most": 10.0, "warm_up": 12, "smoothing": 2}
     )
     config.optimizer = ConfigDict(
         {

@@ -42,7 +42,7 @@ def check(path: Path, config: ConfigDict) -> None:
             ("a number above 0", ranges.number(above=0), "temperature vote.temperature ema.half_life guard.limit"),
             ("a number of at least 0", ranges.number(), "retrieved.weight clip.low clip.high"),
             ("a share, 0 to 1", share, "vote.mass vote.margin memory.decay memory.share poison"),
-            ("True or False", ranges.switch, "use_tools read_only memory.on memory.value_aware guard.on"),
+            ("True or False", ranges.switch, "use_tools read_only evidence memory.on memory.value_aware guard.on"),
             (*ranges.among(VOTES), "vote.kind"),
             (*ranges.among(EXEMPLARS), "exemplar"),
             (*ranges.among(OBJECTIVES), "objective"),

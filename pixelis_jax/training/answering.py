@@ -89,7 +89,8 @@ class Answerer:
 
         Args:
           config: ``seed``, ``samples``, ``temperature``, ``use_tools``, ``rollout.max_steps``, ``vote`` (``kind``, one of
-            `VOTES`, ``temperature``, ``votes``, ``mass``, ``margin``), ``exemplar`` (one of `EXEMPLARS`), ``memory.neighbours``.
+            `VOTES`, ``temperature``, ``votes``, ``mass``, ``margin``), ``exemplar`` (one of `EXEMPLARS`), ``evidence``,
+            ``memory.neighbours``.
           agent: runs the episodes.
           probes: over the same tools.
           keys: of the frozen policy.
@@ -216,4 +217,8 @@ class Answerer:
             nothing = voting.Score(agreement=0.0, fidelity=0.0, support=0.0, length=0.0, total=0.0)
             vote = dataclasses.replace(vote, scores=(nothing,) * count)
         chosen = voting.exemplar(vote, trajectories)
-        return chosen, None if chosen is not None else "no_exemplar"
+        if chosen is None:
+            return None, "no_exemplar"
+        if self._config.evidence and fidelity.measured[chosen] is None:
+            return None, "no_evidence"
+        return chosen, None
