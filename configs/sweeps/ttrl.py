@@ -1,0 +1,44 @@
+"""Which part of Pixel TTRL does what: the whole, without its safety, its controls and baselines (docs/algorithms.md, section 3).
+
+    pixelis sweep --config=configs/sweeps/ttrl.py --workdir=runs/ttrl --only=variant=safe
+    pixelis sweep --config=configs/sweeps/ttrl.py --workdir=runs/controls --print
+
+Cost: `safe`, `no_kl` and `frozen` are 400 queries, the others 150; 1.5 s a query on two cores. Results: docs/ttrl.md.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_SHORT = {"total_steps": 150, "ema.half_life": 25.0, "kl.warm_up": 5}
+_NO_SAFETY = {"control": "none", "guard.on": False}
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = ConfigDict(convert_dict=False)  # keeps the order of variants, and takes names with dots
+    config.command = "train"
+    config.base = "configs/tiny_ttrl.py"
+    config.fixed = {}
+    long: dict[str, dict[str, Any]] = {"safe": {}, "no_kl": _NO_SAFETY, "frozen": {"read_only": True}}
+    short: dict[str, dict[str, Any]] = {
+        "short_safe": {},
+        "short_no_kl": _NO_SAFETY,
+        "fixed_beta": {"control": "fixed"},
+        "no_evidence": {"evidence": False},
+        "ans_ssc": {"vote.kind": "answers", "evidence": False},
+        "answer_majority": {"vote.kind": "majority", "exemplar": "random", "evidence": False},
+        "process_scoring": {"vote.kind": "process"},
+        "random_exemplar": {"exemplar": "random", "evidence": False},
+        "no_tools": {"use_tools": False, "objective": "entropy", "vote.kind": "answers", "evidence": False},
+        "retrieval_off": {"memory.on": False},
+        "value_off": {"memory.value_aware": False},
+        "poison": {"poison": 0.3},
+        "poison_value_off": {"poison": 0.3, "memory.value_aware": False},
+        "grpo": {"objective": "grpo"},
+    }
+    config.axes = {
+        "seed": {str(seed): {"seed": seed} for seed in range(3)},
+        "variant": long | {name: {**_SHORT, **changes} for name, changes in short.items()},
+    }
+    return config
