@@ -4,12 +4,13 @@ python experiments/tables.py
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixelis_jax.evaluation.statistics import seed_mean_difference
+from pixelis_jax.evaluation.statistics import SeedMeanDifference, benjamini_hochberg, seed_mean_difference
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -135,13 +136,8 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
     """What a variant of CC-RFT makes of its start on the same test questions, a row a seed, and the comparison over seeds."""
     folder = RESULTS / "ccrft" / "eval"
 
-    def read(name: str) -> dict[str, Any]:
-        return json.loads((folder / f"{name}.json").read_text())
-
-    seeds = sorted(path.stem for path in folder.glob(f"{variant}-*.json"))
-    found = {start: read(start)} | {name: read(name) for name in seeds}
-    if len({record["questions"] for record in found.values()}) > 1:
-        raise ValueError("these models were not asked the same questions")
+    seeds = _seeds(folder, variant)
+    found = _evaluations(folder, [start, *seeds])
     head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "calls where any", "tool gain", "tool harm"]
     lines = [line(head), "|---" * len(head) + "|"]
     for name, record in found.items():
@@ -157,7 +153,7 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
     for name, record in found.items():
         rows = record["with_tools"]["families"]
         lines.append(line([f"`{name}`", *(f"{100 * rows[f]['accuracy']:.0f} / {rows[f]['rapr']:.2f}" for f in families)]))
-    items = {name: np.array([int(digit) for digit in record["items"]["with_tools"]]) for name, record in found.items()}
+    items = {name: _right(record) for name, record in found.items()}
     after, before = np.stack([items[name] for name in seeds]), np.stack([items[start]] * len(seeds))
     result = seed_mean_difference(after, before)
     low, high = result.interval
@@ -170,6 +166,67 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
         f"{100 * result.difference / items[start].mean():+.1f} % of the start), by seed {by_seed}; p = {result.p_value:.1g}.",
     ]
     return "\n".join(lines)
+
+
+VARIANTS = ("answer_only", "curiosity", "coherence", "curiosity_coherence", "full", "usage_bonus")
+
+
+def ablation(start: str = "tiny_sft_early") -> str:
+    """What each reward of CC-RFT adds: means over seeds (their range), and accuracy against the start and against the task alone.
+
+    p-values of all comparisons of the table are adjusted together (Benjamini and Hochberg, 1995).
+    """
+    folder = RESULTS / "ccrft" / "eval"
+    names = {variant: _seeds(folder, variant) for variant in VARIANTS}
+    names = {variant: seeds for variant, seeds in names.items() if seeds}
+    found = _evaluations(folder, [start, *(name for seeds in names.values() for name in seeds)])
+    outcomes = {variant: np.stack([_right(found[name]) for name in seeds]) for variant, seeds in names.items()}
+    base = _right(found[start])
+    compared: list[tuple[str, str, SeedMeanDifference]] = []
+    for variant, own in outcomes.items():
+        compared.append((variant, start, seed_mean_difference(own, np.stack([base] * len(own)))))
+        if variant != "answer_only" and len(own) == len(outcomes.get("answer_only", ())):
+            compared.append((variant, "answer_only", seed_mean_difference(own, outcomes["answer_only"])))
+    adjusted = benjamini_hochberg([result.p_value for _, _, result in compared])
+    head = ["", "seeds", "accuracy", "RaPR", "RaCPR", "valid calls", "calls"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    for variant, seeds in ({start: [start]} | names).items():
+        rows = [found[name]["with_tools"] for name in seeds]
+
+        def spread(field: str, scale: float, digits: int, rows: list[dict[str, Any]] = rows) -> str:
+            values = [scale * row[field] for row in rows]
+            return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+
+        cells = [f"`{variant}`", str(len(seeds)), spread("accuracy", 100, 1), spread("rapr", 1, 3), spread("racpr", 1, 3)]
+        lines.append(line([*cells, spread("valid_calls", 100, 1), spread("mean_chain", 1, 2)]))
+    head = ["accuracy of", "less that of", "points", "95 % interval", "by seed", "p, adjusted"]
+    lines += ["", line(head), "|---" * len(head) + "|"]
+    for (variant, other, result), p_value in zip(compared, adjusted.tolist(), strict=True):
+        low, high = result.interval
+        by_seed = ", ".join(f"{100 * difference:+.1f}" for difference in result.by_seed)
+        points = f"{100 * result.difference:+.1f}"
+        lines.append(
+            line([f"`{variant}`", f"`{other}`", points, f"{100 * low:+.1f} to {100 * high:+.1f}", by_seed, f"{p_value:.2g}"])
+        )
+    return "\n".join(lines)
+
+
+def _seeds(folder: Path, variant: str) -> list[str]:
+    """Names of a variant's evaluations, by seed."""
+    return sorted(path.stem for path in folder.glob(f"{variant}-[0-9]*.json"))
+
+
+def _evaluations(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What `experiments/evaluate_models.py` wrote of some models."""
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+    if len({record["questions"] for record in found.values()}) > 1:
+        raise ValueError("these models were not asked the same questions")
+    return found
+
+
+def _right(record: Mapping[str, Any]) -> np.ndarray:
+    """0 or 1 of each question, with tools."""
+    return np.array([int(digit) for digit in record["items"]["with_tools"]])
 
 
 def kl_plant() -> str:
@@ -220,4 +277,4 @@ def line(cells: list[str]) -> str:
 
 if __name__ == "__main__":
     measured = [benches("policy_dense", "policy_useful"), benches("rollout"), simulations(), rollouts()]
-    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured, ccrft(), kl_plant()]))
+    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured, ccrft(), ablation(), kl_plant()]))
