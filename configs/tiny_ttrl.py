@@ -40,12 +40,12 @@ def get_config() -> ConfigDict:
     config.objective = "imitation"  # or "grpo", "entropy"
     config.poison = 0.0  # a control: share of records that carry a wrong answer
     config.probe = 16  # trajectories of the probe set
-    config.ema = ConfigDict({"half_life": 60.0})  # of the anchor, in updates: half of those that 400 queries lead to
+    config.ema = ConfigDict({"half_life": 120.0})  # of the anchor, in updates: half of those that 400 queries lead to
     config.guard = ConfigDict({"on": True, "limit": 0.25})
     config.control = "pid"  # or "fixed", "none"
     config.kl = ConfigDict(
         {"beta": 0.05, "set_point": 0.13, "top": 0.20, "kp": 1.5, "ki": 0.1, "kd": 0.3}
-        | {"least": 1e-4, "most": 10.0, "warm_up": 12, "smoothing": 2}
+        | {"least": 1e-4, "most": 10.0, "warm_up": 24, "smoothing": 2}
     )
     config.optimizer = ConfigDict(
         {

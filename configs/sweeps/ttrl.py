@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-_SHORT = {"total_steps": 150, "ema.half_life": 25.0, "kl.warm_up": 5}
+_SHORT = {"total_steps": 150, "ema.half_life": 45.0, "kl.warm_up": 9}
 _NO_SAFETY = {"control": "none", "guard.on": False}
 
 

@@ -73,6 +73,7 @@ def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, R
     import numpy as np
 
     from pixelis_jax.commands.eval import build_examples
+    from pixelis_jax.commands.reinforce import sampler
     from pixelis_jax.evaluation.run import judge
     from pixelis_jax.memory import KeyMaker
     from pixelis_jax.rollout.agent import banned_ids
@@ -96,8 +97,6 @@ def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, R
 
     def verdict(trajectory: Trajectory) -> Trajectory:
         return judge(trajectory, labelled[trajectory.example])
-
-    from pixelis_jax.commands.reinforce import sampler
 
     with sampler(config, loaded) as sampling:
         answerer = Answerer(

@@ -152,9 +152,10 @@ def _ttrl(args: argparse.Namespace, start: Path) -> ConfigDict:
     config = tiny_ttrl.get_config()
     config.init_from = str(start)
     config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, _stream(args))
-    config.total_steps = args.queries
     config.memory.silent_below = min(config.memory.silent_below, args.queries // 4)
-    config.ema.half_life = max(args.queries / 2, 1.0)
-    config.kl.warm_up = args.queries // 10
+    share = args.queries / config.total_steps
+    config.ema.half_life = max(share * config.ema.half_life, 1.0)
+    config.kl.warm_up = round(share * config.kl.warm_up)
+    config.total_steps = args.queries
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.queries - 1)
     return config
