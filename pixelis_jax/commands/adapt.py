@@ -22,6 +22,7 @@ def check(path: Path, config: ConfigDict) -> None:
     """Raises UserError for what only such a config has, and that no run can have."""
     from pixelis_jax.commands import ranges
     from pixelis_jax.commands.configs import flat
+    from pixelis_jax.commands.data import check_counts
     from pixelis_jax.commands.reinforce import check_start_and_control
     from pixelis_jax.training.adaptation import CONTROLS, OBJECTIVES
     from pixelis_jax.training.answering import EXEMPLARS, VOTES
@@ -52,6 +53,7 @@ def check(path: Path, config: ConfigDict) -> None:
     check_start_and_control(path, config)
     if config.objective == "grpo" and config.vote.kind != "trajectories":
         raise UserError(f"{path}: objective grpo needs likenesses, which vote.kind {config.vote.kind} does not compute")
+    check_counts(config.scenes.counts.to_dict(), config.scenes.workers)
     asked = sum(config.scenes.counts.values())
     if config.total_steps > asked:
         raise UserError(f"{path}: total_steps is {config.total_steps}, but scenes.counts make a stream of {asked} queries")

@@ -27,15 +27,21 @@ class AppendLog:
         whole = held[: held.rfind(b"\n") + 1]
         lines = whole.splitlines()
         last = json.loads(lines[-1])["number"] if numbered and lines else len(lines) - 1
-        self._next = int(last) + 1
+        self._path, self._numbered, self._next = path, numbered, int(last) + 1
         self._file = path.open("r+b" if path.exists() else "xb")
         self._file.truncate(len(whole))
         self._file.seek(len(whole))
 
     def append(self, number: int, value: dict[str, Any]) -> None:
-        """Writes a line, unless one of this number or above is there."""
+        """Writes a line, unless one of this number or above is there.
+
+        Raises:
+          ValueError: Lines between are missing, and the log is not `numbered`; or JSON cannot hold the value.
+        """
         if number < self._next:
             return
+        if number > self._next and not self._numbered:
+            raise ValueError(f"{self._path} has {self._next} lines, and the next one is to be number {number}: some were lost")
         self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -39,7 +39,7 @@ from pixelis_jax.trajectory.io import relative_media, write_trajectories
 from pixelis_jax.workdir import Checkpoints, Workdir, describe_environment, write_bytes
 
 MAY_DIFFER = (*loop.MAY_DIFFER, "rollout.workers")
-_GUARD = "kl_above_limit"
+_GUARD, _OUTAGE = "kl_above_limit", "outage"
 
 
 def run(
@@ -169,9 +169,12 @@ class _Run:
         elif reason is None and not self._may_update(number):
             reason = "rate_limit"
         update: Update | None = None
+        lesson: list[Taught] = []
         used: list[tuple[str, float]] = []
         if reason is None:
             lesson, used = self._lesson(answered, number, memory)
+            reason = None if lesson else _OUTAGE
+        if reason is None:
             update = learner.learn(lesson)
             self._updates.append(number)
             if update.accepted:
