@@ -28,8 +28,8 @@ def get_config() -> ConfigDict:
     config.read_only = False  # True: answers, learns nothing and remembers nothing
     config.rate = ConfigDict({"updates": 1, "queries": 1})  # at most so many updates in so many queries
     config.rollout = ConfigDict({"slots": 9, "workers": 1, "max_steps": 6, "max_turn_tokens": 96})
-    # "trajectories", or to compare: "answers" (Ans-SSC), "majority", "process". It abstains under any of votes, mass, margin.
-    config.vote = ConfigDict({"kind": "trajectories", "temperature": 0.1, "votes": 3, "mass": 0.5, "margin": 0.1})
+    # "trajectories", or to compare: "answers" (Ans-SSC), "majority", "process". It abstains under any of the last four.
+    config.vote = ConfigDict({"kind": "trajectories", "temperature": 0.1, "votes": 3, "mass": 0.5, "margin": 0.1, "agree": 0.6})
     config.exemplar = "short_faithful"  # or "random", of the winners
     config.evidence = True  # learns from no exemplar without a call whose result was checked
     config.memory = ConfigDict(

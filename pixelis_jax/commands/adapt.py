@@ -42,7 +42,7 @@ def check(path: Path, config: ConfigDict) -> None:
             ("a whole number of at least 0", ranges.whole(0), "memory.silent_below anchored kl.warm_up"),
             ("a number above 0", ranges.number(above=0), "temperature vote.temperature ema.half_life guard.limit"),
             ("a number of at least 0", ranges.number(), "retrieved.weight clip.low clip.high"),
-            ("a share, 0 to 1", share, "vote.mass vote.margin memory.decay memory.share poison"),
+            ("a share, 0 to 1", share, "vote.mass vote.margin vote.agree memory.decay memory.share poison"),
             ("True or False", ranges.switch, "use_tools read_only evidence memory.on memory.value_aware guard.on"),
             (*ranges.among(VOTES), "vote.kind"),
             (*ranges.among(EXEMPLARS), "exemplar"),

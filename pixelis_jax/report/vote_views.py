@@ -184,10 +184,15 @@ def _why(record: VoteRecord) -> str:
     if record.decision == "rolled_back":
         return f"A step on {record.exemplar} was taken, and the guard took it back: {reason_words(reason)}."
     mass = 0.0 if record.winner is None else record.classes[record.winner].mass
+    agree = 0 if record.winner is None else len(record.classes[record.winner].members)
     words = {
         "few_votes": f"too few answers count, {record.votes} of {len(record.trajectories)}",
         "low_mass": f"the winner holds too little of the mass, {tables.cell(mass)}",
         "small_margin": f"the winner leads the next class by too little, {tables.cell(record.margin)}",
+        "few_agree": f"of {len(record.trajectories)} trajectories only {agree} give the winner's answer",
+        "no_evidence": "no call of the exemplar could be checked, so nothing says that it looked",
+        "read_only": "the run only answers",
+        "rate_limit": "the limit on updates left no room",
         "no_exemplar": "no trajectory of the winning class is short and faithful enough to learn from",
     }
     return f"Nothing was learnt: {words.get(reason, reason_words(reason))}."

@@ -89,7 +89,7 @@ class Answerer:
 
         Args:
           config: ``seed``, ``samples``, ``temperature``, ``use_tools``, ``rollout.max_steps``, ``vote`` (``kind``, one of
-            `VOTES`, ``temperature``, ``votes``, ``mass``, ``margin``), ``exemplar`` (one of `EXEMPLARS`), ``evidence``,
+            `VOTES`, ``temperature``, and as `voting.Limits`), ``exemplar`` (one of `EXEMPLARS`), ``evidence``,
             ``memory.neighbours``.
           agent: runs the episodes.
           probes: over the same tools.
@@ -100,7 +100,7 @@ class Answerer:
         self._config, self._agent, self._probes, self._keys, self._encoder = config, agent, probes, keys, encoder
         self._policy, self._store = policy, MediaStore(2**26)
         vote = config.vote
-        self._limits = voting.Limits(votes=vote.votes, mass=vote.mass, margin=vote.margin)
+        self._limits = voting.Limits(votes=vote.votes, mass=vote.mass, margin=vote.margin, agree=vote.agree)
 
     @property
     def key_size(self) -> int:

@@ -14,16 +14,24 @@ from pixelis_jax.voting.answers import NO_CLASS, answer_classes, counted_answer
 from pixelis_jax.voting.scores import Score, ScoreWeights, neighbour_support, score_trajectories
 from pixelis_jax.voting.similarity import SimilarityWeights, similarity_matrix
 
-Abstention = Literal["few_votes", "low_mass", "small_margin"]
+Abstention = Literal["few_votes", "low_mass", "small_margin", "few_agree"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Below any of these a vote abstains: answers that count, the winner's mass, its lead in mass over the next class."""
+    """Below any of these a vote abstains.
+
+    Attributes:
+      votes: answers that count.
+      mass: the winner's.
+      margin: its lead in mass over the next class.
+      agree: share of all trajectories that give its answer, however much they weigh.
+    """
 
     votes: int = 3
     mass: float = 0.5
     margin: float = 0.1
+    agree: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class Vote:
       votes: answers that count.
       margin: the winner's mass less that of the next class; all of its mass if it is alone.
       abstention: why nothing may be learnt from it (the query is answered all the same), None if something may. `few_votes`,
-        `low_mass` and `small_margin` are looked at in this order.
+        `low_mass`, `small_margin` and `few_agree` are looked at in this order.
       scores: of each trajectory, in a vote that scores trajectories.
       similarity: rows of the matrix, in a vote that compares trajectories.
       fidelity: of each trajectory, in a vote that uses it.
@@ -135,6 +143,8 @@ def decide(answers: Sequence[str | None], classes: Sequence[int], weights: Float
         abstention = "low_mass"
     elif margin < limits.margin:
         abstention = "small_margin"
+    elif len(found[winner].members) < limits.agree * len(classes):
+        abstention = "few_agree"
     return Vote(classes=tuple(found), winner=winner, votes=votes, margin=margin, abstention=abstention)
 
 

@@ -79,7 +79,8 @@ def test_votes_of_every_kind(model, encoder, kind):
 def test_a_vote_of_fidelity_alone(model, encoder):
     answers = []
     for margin in (0.1, 0.0):
-        answerer = scripted.make_answerer(scripted.make_config(**{"vote.kind": "process", "vote.margin": margin}), model, encoder)
+        changes = {"vote.kind": "process", "vote.margin": margin, "vote.agree": 0.0}
+        answerer = scripted.make_answerer(scripted.make_config(**changes), model, encoder)
         answers.append(answerer.answer(unlabelled(scripted.make_example(0)), None))
     narrow, wide = answers
     # Fidelities .6, .5 and .6 against .7, at temperature .1: the one that saw most wins, by 7 hundredths.
