@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 2e-4,
+            "learning_rate": 1e-4,
             "warmup_steps": 10,
             "final_ratio": 1.0,
             "b1": 0.9,

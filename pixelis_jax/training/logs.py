@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pixelis_jax.workdir import WorkdirError
+
 
 class AppendLog:
     """One object a line, on the disk when `append` returns.
@@ -22,12 +24,15 @@ class AppendLog:
         Args:
           path: a local file.
           numbered: lines have a field ``number``, and some numbers may have none; else line k has number k.
+
+        Raises:
+          WorkdirError: The last line of a numbered log has no number.
         """
         held = path.read_bytes() if path.exists() else b""
         whole = held[: held.rfind(b"\n") + 1]
         lines = whole.splitlines()
-        last = json.loads(lines[-1])["number"] if numbered and lines else len(lines) - 1
-        self._path, self._numbered, self._next = path, numbered, int(last) + 1
+        last = _number_of(lines[-1], path) if numbered and lines else len(lines) - 1
+        self._path, self._numbered, self._next = path, numbered, last + 1
         self._file = path.open("r+b" if path.exists() else "xb")
         self._file.truncate(len(whole))
         self._file.seek(len(whole))
@@ -36,12 +41,13 @@ class AppendLog:
         """Writes a line, unless one of this number or above is there.
 
         Raises:
-          ValueError: Lines between are missing, and the log is not `numbered`; or JSON cannot hold the value.
+          WorkdirError: Lines between are missing, and the log is not `numbered`.
+          ValueError: JSON cannot hold the value.
         """
         if number < self._next:
             return
         if number > self._next and not self._numbered:
-            raise ValueError(f"{self._path} has {self._next} lines, and the next one is to be number {number}: some were lost")
+            raise WorkdirError(f"{self._path} has {self._next} lines, and the next one is to be number {number}: some were lost")
         self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -56,3 +62,10 @@ class AppendLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _number_of(line: bytes, path: Path) -> int:
+    try:
+        return int(json.loads(line)["number"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise WorkdirError(f"{path}: the last line has no number: {line[:80]!r}") from error

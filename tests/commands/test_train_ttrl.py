@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelis_jax.commands import models
+from pixelis_jax.commands import adapt, models
+from pixelis_jax.trajectory import Example, Source
 from pixelis_jax.trajectory.io import read_trajectories
 from pixelis_jax.voting import vote_from_json
 from pixelis_jax.workdir import Workdir
@@ -76,6 +77,19 @@ def test_what_no_run_can_have_is_refused(refused, write, base, words, override):
 def test_advantages_need_likenesses(refused, write, base):
     overrides = "--config.objective=grpo", "--config.vote.kind=majority"
     refused("objective grpo needs likenesses, which vote.kind majority does not", "train", write(base), "--workdir=a", *overrides)
+
+
+def test_the_probe_set_is_drawn_from_every_family_and_none_of_the_stream():
+    def some(family, count):
+        source = Source(dataset="d")
+        return [
+            Example(id=f"{family}{n}", question="?", media=(), verifier="exact", truth="", source=source, family=family)
+            for n in range(count)
+        ]
+
+    asked, probe = adapt._split([*some("read", 4), *some("shape", 5)], {"read": 2, "shape": 3})
+    assert [example.id for example in asked] == ["read0", "read1", "shape0", "shape1", "shape2"]
+    assert [example.id for example in probe] == ["read2", "shape3", "read3", "shape4"]
 
 
 def parameters(name):

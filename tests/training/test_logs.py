@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pixelis_jax.training.logs import AppendLog
+from pixelis_jax.workdir import WorkdirError
 
 
 def lines(path):
@@ -63,7 +64,7 @@ def test_numbered_lines_have_gaps(tmp_path):
 def test_a_log_that_has_lost_lines_is_not_gone_on_with(tmp_path):
     with AppendLog(tmp_path / "a.jsonl") as log:
         log.append(0, {"n": 0})
-        with pytest.raises(ValueError, match=r"a.jsonl has 1 lines, and the next one is to be number 2"):
+        with pytest.raises(WorkdirError, match=r"a.jsonl has 1 lines, and the next one is to be number 2"):
             log.append(2, {"n": 2})
 
 
@@ -73,3 +74,12 @@ def test_what_is_no_number_in_json_is_not_written(tmp_path):
             log.append(0, {"n": float("nan")})
         log.append(0, {"n": 1})
     assert lines(tmp_path / "a.jsonl") == [{"n": 1}]
+
+
+@pytest.mark.parametrize("line", ["{}", "3", "[", '{"number":null}'])
+def test_a_log_of_something_else_is_not_gone_on_with(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(WorkdirError, match=r"a.jsonl: the last line has no number"):
+        AppendLog(path, numbered=True)
+    assert path.read_text() == line + "\n"

@@ -12,12 +12,13 @@ from flax import nnx
 
 from pixelis_jax import sharding
 from pixelis_jax.memory import Memory
+from pixelis_jax.rollout.agent import Request
 from pixelis_jax.training import ttrl
 from pixelis_jax.training.adaptation import Learner
 from pixelis_jax.training.logs import AppendLog
 from pixelis_jax.trajectory.io import read_trajectories, trajectory_to_json
 from pixelis_jax.voting import vote_from_json
-from pixelis_jax.workdir import Checkpoints, Workdir
+from pixelis_jax.workdir import Checkpoints, Workdir, WorkdirError
 
 LOGS = ("answers", "votes", "updates")
 
@@ -61,7 +62,12 @@ def run(path, model, encoder, *, fault=None, queries=100, truth="x", **changes):
     class Kept(Learner):
         def __init__(self, *given):
             super().__init__(*given)
+            self.lessons = []
             made.append(self)
+
+        def learn(self, lesson):
+            self.lessons.append(lesson)
+            return super().learn(lesson)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ttrl, "Learner", Kept)
@@ -144,6 +150,24 @@ def test_what_an_update_learnt_from_is_audited(undisturbed):
     assert {entry["trajectory"] for entry in audit[2]["learnt_from"][1:]} == earlier
 
 
+def test_the_exemplar_is_imitated_the_retrieved_help_and_others_only_hold(undisturbed, encoder):
+    episodes = {
+        f"q{number}-0-{sample}": scripted.make_episode(
+            Request(example=scripted.make_example(number), sample=sample), encoder.tokenizer.size, "x"
+        )
+        for number in range(8)
+        for sample in range(1, 5)
+    }
+    names = {episode.tokens.ids.tobytes(): name for name, episode in episodes.items()}
+    for lesson, line in zip(undisturbed.learner.lessons, lines(undisturbed.path, "updates"), strict=True):
+        found = [(names[taught.example["ids"].tobytes()], taught.worth, taught.anchored) for taught in lesson]
+        drawn = [(entry["trajectory"], entry["weight"]) for entry in line["learnt_from"]]
+        assert [(name, worth) for name, worth, _ in found[:-2]] == drawn
+        assert [anchored for _, _, anchored in found] == [True, *[False] * (len(drawn) - 1), True, True]
+        holding = {name for name, worth, _ in found[-2:] if worth == 0}
+        assert len(holding - {found[0][0]}) == 2 and all(name.startswith(f"{line['query']}-") for name in holding)
+
+
 def test_the_memory_holds_what_was_learnt(undisturbed):
     learnt = [vote for vote in votes(undisturbed.path) if vote.decision == "learn"]
     held = list(remembered(undisturbed.path).values())
@@ -210,7 +234,7 @@ def dies_at(what, number):
             return asked[-1] == number
 
         if what == "learn":
-            patch.setattr(ttrl, "Learner", type("Dying", (ttrl.Learner,), {"learn": raising(Learner.learn, now)}))
+            patch.setattr(Learner, "learn", raising(Learner.learn, now))
         elif what == "remembered":
             patch.setattr(Memory, "remember", raising(Memory.remember, now, behind=True))
         elif what == "voted":
@@ -256,6 +280,25 @@ def test_a_run_that_dies_again_and_again_ends_the_same(undisturbed, model, encod
         with pytest.raises(Dead):
             run(tmp_path / "a", model, encoder, fault=dies_at(what, number))
     assert_same_end(run(tmp_path / "a", model, encoder), undisturbed)
+
+
+def test_what_was_kept_for_a_checkpoint_that_never_came_is_thrown_away(undisturbed, model, encoder, tmp_path):
+    with pytest.raises(Dead):
+        run(tmp_path / "a", model, encoder, fault=dies_at("save", 4), checkpoint_every_steps=5)
+    assert (tmp_path / "a" / "trajectories" / "queries-0-5.jsonl").exists()
+    again = run(tmp_path / "a", model, encoder)  # saves behind other queries
+    assert_same_end(again, undisturbed)
+    assert not (tmp_path / "a" / "trajectories" / "queries-0-5.jsonl").exists()
+    assert {path.name for path in (tmp_path / "a" / "snapshots").iterdir()} == {"memory-6.sqlite", "memory-8.sqlite"}
+
+
+def test_a_run_that_has_lost_answers_does_not_go_on(model, encoder, tmp_path):
+    with pytest.raises(Dead):
+        run(tmp_path / "a", model, encoder, fault=dies_at("answer", 4))
+    answers = tmp_path / "a" / "answers.jsonl"
+    answers.write_text(answers.read_text().split("\n")[0] + "\n")
+    with pytest.raises(WorkdirError, match=r"answers.jsonl has 1 lines, and the next one is to be number 3"):
+        run(tmp_path / "a", model, encoder)
 
 
 def test_a_run_whose_time_is_over_goes_on(undisturbed, model, encoder, tmp_path):

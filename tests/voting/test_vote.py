@@ -152,6 +152,15 @@ def test_when_a_vote_abstains(weights: list[float], classes: tuple[int, ...], re
     assert vote.mass == (weights[0] if 0 in classes else 0.0)
 
 
+def test_a_vote_abstains_where_few_agree_however_much_they_weigh() -> None:
+    """Two of four give the answer that holds nearly all of the mass; one answer counts for nobody."""
+    weights, classes = np.array([0.48, 0.48, 0.04, 0.0]), (0, 0, 1, voting.NO_CLASS)
+    answers = ["a", "a", "b", None]
+    found = [voting.decide(answers, classes, weights, voting.Limits(agree=agree)) for agree in (0.0, 0.5, 0.51)]
+    assert [vote.abstention for vote in found] == [None, None, "few_agree"]
+    assert {vote.answer for vote in found} == {"a"}
+
+
 def test_a_faithful_minority_beats_a_majority_that_looked_elsewhere() -> None:
     seen = [trajectory("red", step("zoom", LEFT), step("ocr", LEFT)) for _ in range(3)]
     guessed = [trajectory("blue", step("zoom", box)) for box in (RIGHT, (0, 500, 100, 600), (500, 0, 600, 90), (900, 0, 999, 9))]
