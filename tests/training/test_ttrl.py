@@ -261,20 +261,22 @@ def assert_same_end(one, other):
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize(
-    ("what", "number"),
-    [
-        ("answer", 0), ("learn", 0), ("remembered", 1), ("voted", 1),  # before the first checkpoint
-        ("save", 2), ("saved", 2), ("answer", 3), ("learn", 4), ("remembered", 5), ("save", 5), ("voted", 6),
-        ("save", 7), ("saved", 7),
-    ],
-)  # fmt: skip
+# Before the first checkpoint, in its saving, and behind it.
+QUICK = (("remembered", 1), ("save", 2), ("voted", 4))
+THOROUGH = (
+    *(("answer", 0), ("learn", 0), ("voted", 1), ("saved", 2), ("answer", 3), ("learn", 4)),
+    *(("remembered", 5), ("save", 5), ("voted", 6), ("save", 7), ("saved", 7)),
+)
+
+
+@pytest.mark.parametrize(("what", "number"), [*QUICK, *(pytest.param(*where, marks=pytest.mark.slow) for where in THOROUGH)])
 def test_a_run_that_dies_anywhere_ends_the_same(undisturbed, model, encoder, tmp_path, what, number):
     with pytest.raises(Dead):
         run(tmp_path / "a", model, encoder, fault=dies_at(what, number))
     assert_same_end(run(tmp_path / "a", model, encoder), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_again_and_again_ends_the_same(undisturbed, model, encoder, tmp_path):
     for what, number in (("remembered", 2), ("learn", 1), ("voted", 4), ("remembered", 4), ("save", 5), ("answer", 7)):
         with pytest.raises(Dead):
