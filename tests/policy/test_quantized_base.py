@@ -108,7 +108,7 @@ def test_rounding_is_at_most_half_a_step(seed, rows, size, base):
     tile = quantization.FORMATS[base].tile_of(rows)
     assert values.shape == (rows, 16) and scale.shape == (rows // tile, 16) and scale.dtype == jnp.float32
     wide = np.repeat(scale, tile, axis=0)
-    np.testing.assert_array_less(np.abs(quantization.dequantize(values, scale) - kernel), 0.50001 * wide)
+    np.testing.assert_array_less(np.abs(quantization.dequantize(values, scale) - kernel), 0.5001 * wide)
     # A step is the largest number of its tile over half the number of steps.
     largest = np.abs(kernel.reshape(-1, tile, 16)).max(axis=1)
     steps = {"int8": 127.5, "int4": 7.5}[base]
