@@ -23,9 +23,9 @@ def get_config():
     config.scenes.counts = {{"read": 2, "shape": 2}}
     config.scenes.workers = 0
     config.total_steps, config.samples, config.probe = 3, 4, 3
-    config.optimizer.warmup_steps = 1
+    config.optimizer.warmup_steps = 0
     config.rollout.update({{"slots": 5, "max_steps": 2}})
-    config.vote.update({{"votes": 1, "mass": 0.0, "margin": 0.0}})
+    config.vote.update({{"votes": 1, "mass": 0.0, "margin": 0.0, "agree": 0.0}})
     config.memory.silent_below = 1
     config.microbatch = ConfigDict({{"rows": 1, "tokens": 768, "frames": 16, "weighted": 384}})
     config.checkpoint_every_steps = 2
