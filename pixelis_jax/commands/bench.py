@@ -170,7 +170,14 @@ def _compare(args: argparse.Namespace) -> int:
     environment = describe_environment(seed=0)
     kept = {name: environment[name] for name in ("seed", "commit", "machine", "python")}
     settings = {"repetitions": args.repetitions, "threads": threads, "processors": processors}
-    record = {"study": "bench", "command": shlex.join(["pixelis", *sys.argv[1:]]), "config_diff": {}, **kept, "versions": versions, **settings}
+    record = {
+        "study": "bench",
+        "command": shlex.join(["pixelis", *sys.argv[1:]]),
+        "config_diff": {},
+        **kept,
+        "versions": versions,
+        **settings,
+    }
     _write(args, record | {"wall_time_s": round(time.monotonic() - started), "rows": rows, "simulated": simulated})
     return 0
 
