@@ -62,12 +62,12 @@ def check(path: Path, config: ConfigDict) -> None:
 
 def check_start_and_control(path: Path, config: ConfigDict) -> None:
     """Raises UserError if a run that samples has no policy to start from, or its divergence cannot be held as it says."""
-    from pixelis_jax.losses import ControlSettings
+    from pixelis_jax.training.updater import control_settings
 
     if not config.init_from:
         raise UserError(f"{path}: init_from is empty: reinforcement learning starts from a policy that can call tools")
     try:
-        ControlSettings(**{name: value for name, value in config.kl.items() if name != "beta"})
+        control_settings(config.kl)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: kl: {error}") from error
     if not config.kl.least <= config.kl.beta <= config.kl.most:

@@ -22,7 +22,7 @@ from pixelis_jax.training import microbatches
 from pixelis_jax.training.microbatches import MicroBatch, Sampled
 from pixelis_jax.training.policy_update import scale_of
 from pixelis_jax.training.state import PyTree
-from pixelis_jax.training.updater import Updater
+from pixelis_jax.training.updater import Updater, control_settings
 from pixelis_jax.trajectory import DECISION_ROLES, Role
 
 OBJECTIVES: Mapping[str, str] = {"imitation": "imitation", "grpo": "clipped", "entropy": "entropy"}
@@ -86,7 +86,7 @@ class Learner:
         self.updater = Updater(config, model, encoder, banned_ids, mesh, updates=config.total_steps, objective=objective)
         self.ema = self.updater.trained()
         self.control = losses.ControlState(beta=config.kl.beta if config.control != "none" else 0.0)
-        self._settings = losses.ControlSettings(**{name: value for name, value in config.kl.items() if name != "beta"})
+        self._settings = control_settings(config.kl)
         self._probe: list[MicroBatch] = []
         tau = 0.5 ** (1 / config.ema.half_life)
         self._follow = jax.jit(

@@ -32,7 +32,7 @@ from pixelis_jax.training.microbatches import MicroBatch, Sampled
 from pixelis_jax.training.policy_update import Reference
 from pixelis_jax.training.progress import Progress
 from pixelis_jax.training.rewarding import Judged, Rewarded, Rewarder
-from pixelis_jax.training.updater import Updater
+from pixelis_jax.training.updater import Updater, control_settings
 from pixelis_jax.training.watch import CollapseError, Watch
 from pixelis_jax.trajectory import Trajectory, racpr, rapr, valid_share
 from pixelis_jax.trajectory.io import relative_media, write_trajectories
@@ -76,15 +76,6 @@ def run(
     with loop.on_mesh(mesh):
         trainer = _Trainer(config, model, encoder, banned_ids, mesh)
         return _Run(config, epath.Path(path), trainer, collector).run()
-
-
-def control_settings(kl: ConfigDict) -> losses.ControlSettings:
-    """How `config.kl` holds the divergence; its ``beta`` is where that begins.
-
-    Raises:
-      ValueError: It cannot be held so.
-    """
-    return losses.ControlSettings(**{name: value for name, value in kl.items() if name != "beta"})
 
 
 class _Trainer:

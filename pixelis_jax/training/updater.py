@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pixelis_jax import losses
 from pixelis_jax.encoding import Encoder
 from pixelis_jax.policy import Qwen3VL
 from pixelis_jax.training import loop, microbatches, policy_update, sft
@@ -20,6 +21,15 @@ from pixelis_jax.training.microbatches import MicroBatch, Place, Sampled
 from pixelis_jax.training.optimizer import create_optimizer, learning_rate
 from pixelis_jax.training.policy_update import Reference, Scale
 from pixelis_jax.training.state import PyTree, create_state, join_parameters, split_parameters
+
+
+def control_settings(kl: ConfigDict) -> losses.ControlSettings:
+    """How `config.kl` holds the divergence; its ``beta`` is where that begins.
+
+    Raises:
+      ValueError: It cannot be held so.
+    """
+    return losses.ControlSettings(**{name: value for name, value in kl.items() if name != "beta"})
 
 
 class Updater:
