@@ -86,22 +86,24 @@ def behind_cache(
 def over_window(q: jax.Array, own: Pair, window: Pair, bias: jax.Array, step: jax.Array) -> tuple[jax.Array, Pair]:
     """Puts a token into a window and attends to all that it sees there.
 
-    As `behind_cache`, the result of a row depends on that row alone: what it does not see adds exactly nothing.
+    As `behind_cache`, the result of a row depends on that row alone: what it does not see adds exactly nothing. Products are sums
+    along what lies furthest apart, which XLA fuses with the softmax: matrix products would be called once a row and key head.
 
     Args:
       q: scaled queries of one token, ``[B, H, G, Dh]``, one head a key head.
       own: its key and value, each ``[B, H, 1, Dh]``.
-      window: keys and values, each ``[B, H, N, Dh]``.
+      window: keys ``[B, H, Dh, N]`` and values ``[B, H, N, Dh]``.
       bias: added to scores, 0 where a place is seen, float32 ``[B, 1, 1, N]``.
       step: where the token goes.
 
     Returns:
       ``[B, H, G, Dh]``, and the window with the token in it.
     """
-    k, v = (jax.lax.dynamic_update_slice_in_dim(w, x.astype(w.dtype), step, axis=2) for w, x in zip(window, own, strict=True))
-    found = scores(q, k) + bias
+    k = jax.lax.dynamic_update_slice_in_dim(window[0], jnp.swapaxes(own[0], -1, -2).astype(window[0].dtype), step, axis=3)
+    v = jax.lax.dynamic_update_slice_in_dim(window[1], own[1].astype(window[1].dtype), step, axis=2)
+    found = jnp.sum(q[..., None].astype(jnp.float32) * k[:, :, None], axis=-2) + bias
     weights = jnp.exp(found - jnp.max(found, axis=-1, keepdims=True))
-    mixed = _mix(weights, v, q.dtype) / jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.sum(weights[..., None] * v[:, :, None], axis=-2) / jnp.sum(weights, axis=-1, keepdims=True)
     return mixed.astype(q.dtype), (k, v)
 
 

@@ -140,7 +140,8 @@ class KVCache:
         def cut(x: jax.Array) -> jax.Array:
             return jnp.pad(x[:, :, : pages * self.page], ((0, 0), (0, 0), (block, 0), (0, 0)))
 
-        return Window(layers=jax.tree.map(cut, self.layers), length=self.length, step=jnp.int32(0), block=block)
+        layers = tuple((jnp.swapaxes(cut(k), -1, -2), cut(v)) for k, v in self.layers)
+        return Window(layers=layers, length=self.length, step=jnp.int32(0), block=block)
 
     def copy_row(self, source: jax.Array, target: jax.Array, length: jax.Array) -> Self:
         """Makes row `target` what row `source` was when it held `length` tokens; rows only ever grow."""
@@ -159,12 +160,13 @@ class KVCache:
 
 @struct.dataclass
 class Window:
-    """The tokens of a block and, behind them, the first pages of a cache, in one array a layer: one product over both.
+    """The tokens of a block and, behind them, the first pages of a cache, side by side in one array: one product over both.
 
     The block comes first, so that a token stands at the same place however many pages there are.
 
     Attributes:
-      layers: rotated keys, and values, of each layer, each ``[B, Hkv, N + P, Dh]``.
+      layers: of each layer rotated keys ``[B, Hkv, Dh, N + P]``, whose products with a query add up whole rows, and values
+        ``[B, Hkv, N + P, Dh]``.
       length: tokens of the cache, int32 ``[B]``.
       step: where the next token goes, int32.
       block: N.
@@ -178,13 +180,13 @@ class Window:
     @property
     def seen(self) -> jax.Array:
         """What the next token sees, itself included, bool ``[B, N + P]``."""
-        place = jnp.arange(self.layers[0][0].shape[2])
+        place = jnp.arange(self.layers[0][1].shape[2])
         return jnp.where(place < self.block, place <= self.step, place - self.block < self.length[:, None])
 
     @property
     def tail(self) -> "Tail":
         """The tokens of the block."""
-        layers = jax.tree.map(lambda x: x[:, :, : self.block], self.layers)
+        layers = tuple((jnp.swapaxes(k[..., : self.block], -1, -2), v[:, :, : self.block]) for k, v in self.layers)
         return Tail(layers=layers, stacked=None, step=self.step)
 
 

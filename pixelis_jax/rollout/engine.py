@@ -34,6 +34,8 @@ from pixelis_jax.rollout.tracing import Compilations, Tracer
 # Tokens and frames that one prefill takes of a row. Each pair that occurs compiles once, so they are few and coarse; a longer
 # chunk goes in several parts.
 BUCKETS = ((32, 0), (128, 0), (128, 1), (256, 4), (1024, 0), (1024, 16))
+# XLA's CPU backend takes another softmax for fewer scores than this, whose last bits differ.
+_FEW_SCORES = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ class Engine:
         block: int = 32,
         prefill_rows: int = 2,
         buckets: Sequence[tuple[int, int]] = BUCKETS,
-        page: int = 128,
+        page: int | None = None,
         windows: bool | None = None,
         byte_budget: int | None = None,
         mesh: Mesh | None = None,
@@ -178,7 +180,7 @@ class Engine:
           prefill_rows: R, chunks that one prefill takes, a multiple of the parts that a mesh makes of a batch. It does not depend
             on the slots, so that an episode is the same among many and alone, up to rounding.
           buckets: (tokens, frames) that one prefill takes of a chunk.
-          page: Tokens of the cache that attention reads at a time.
+          page: Tokens of the cache that attention reads at a time; by default 64 with windows, which hold whole pages, else 128.
           windows: Whether a block of decoding takes filled pages out of the cache once, beside room for its own tokens, which
             costs their memory again, in place of cutting pages out at every token; by default on a CPU with unrolled layers,
             where cutting costs as much as attending.
@@ -216,11 +218,13 @@ class Engine:
         self._banned, self._stops = self._put(banned), self._put(stops)
         self._stop = tuple(map(tuple, stop))
         self._sampleable = _packed(~banned)
+        if windows is None:
+            windows = jax.default_backend() == "cpu" and not model.execution.scan_layers
+        if page is None:
+            page = 64 if windows else 128
         self._slots = self._allocate(model, window, page, byte_budget)
         self._page = self._slots.cache.page
-        if windows is None:
-            windows = jax.default_backend() == "cpu" and self._slots.cache.stacked is None
-        self._windows = _doubled(self._slots.cache.capacity // self._page) if windows else ()
+        self._windows = self._choose_windows() if windows else ()
         self._length = np.zeros(slots, np.int64)
         self._free = list(range(slots))
         self._slot_version = [version] * slots
@@ -413,6 +417,15 @@ class Engine:
             tool_open_id=self._tool_open_id, capacity=self.capacity, **options,
         )  # fmt: skip
         return block
+
+    def _choose_windows(self) -> tuple[int, ...]:
+        """Sizes of windows, in pages, whose results are the same to the bit: in which one a slot decodes depends on the others."""
+        cache = self._slots.cache
+        keys = cache.layers[0][0]
+        rows, heads = keys.sharding.shard_shape(keys.shape)[:2]
+        scores = rows * heads * self._config.text.num_attention_heads // self._config.text.num_key_value_heads
+        sizes = _doubled(cache.capacity // self._page)
+        return tuple(size for size in sizes if scores * (self._block + size * self._page) >= _FEW_SCORES) or sizes
 
     def _filled(self, decoding: Sequence[int]) -> int | None:
         """Pages of a window that hold all that these slots have; None without windows."""
@@ -661,10 +674,7 @@ def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> 
 
 
 def _doubled(pages: int) -> tuple[int, ...]:
-    """2, 4, ... and the last: sizes of windows, few enough to be compiled.
-
-    Not 1: XLA's CPU backend sums so short a window in another order, and which window a slot decodes in depends on the others.
-    """
+    """2, 4, ... and the last: sizes of windows, few enough to be compiled."""
     return (*itertools.takewhile(lambda size: size < pages, (2**power for power in range(1, pages))), pages)
 
 
