@@ -419,7 +419,7 @@ class Engine:
         return block
 
     def _choose_windows(self) -> tuple[int, ...]:
-        """Sizes of windows, in pages, whose results are the same to the bit: in which one a slot decodes depends on the others."""
+        """Sizes of windows, in pages, that give the same bits: in which one a slot decodes depends on the others."""
         cache = self._slots.cache
         keys = cache.layers[0][0]
         rows, heads = keys.sharding.shard_shape(keys.shape)[:2]
