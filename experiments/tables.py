@@ -1,10 +1,13 @@
-"""Prints the tables of the README and of docs/ (plan, ttrl) from committed artefacts, so that nobody copies a figure by hand.
+"""Prints the tables of the README and of docs/ from committed artefacts, so that nobody copies a figure by hand.
 
-python experiments/tables.py
+python experiments/tables.py          # all of them
+python experiments/tables.py --write  # puts those of docs/ between their marks
 """
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +278,34 @@ def line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
+    ("plan.md", "TABLE"): plans,
+    ("plan.md", "LOGPROBS"): log_prob_memory,
+    ("speed.md", "SPEED_TABLE"): lambda: benches("policy_dense", "policy_useful"),
+    ("rollout.md", "ROLLOUT_TABLES"): lambda: "\n\n".join([rollouts(), benches("rollout"), simulations()]),
+    ("rft.md", "CCRFT_TABLE"): ccrft,
+    ("rft.md", "ABLATION"): ablation,
+}
+"""Page of docs/ and mark -> what stands between `<!-- MARK -->` and `<!-- end MARK -->`."""
+
+
+def write(docs: Path) -> list[str]:
+    """Puts the tables into their pages; returns the names of those that have changed."""
+    changed = []
+    for (page, mark), make in MARKED.items():
+        text = (docs / page).read_text()
+        start, end = f"<!-- {mark} -->\n", f"<!-- end {mark} -->"
+        filled = re.sub(f"{start}.*?{end}", lambda _: f"{start}{make()}\n{end}", text, count=1, flags=re.DOTALL)  # noqa: B023
+        if filled != text:
+            (docs / page).write_text(filled)
+            changed.append(f"{page}: {mark}")
+    return changed
+
+
 if __name__ == "__main__":
-    measured = [benches("policy_dense", "policy_useful"), benches("rollout"), simulations(), rollouts()]
-    print("\n\n".join([tiny_sft(), plans(), log_prob_memory(), *measured, ccrft(), ablation(), kl_plant()]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write those of docs/ in place of printing")
+    if parser.parse_args().write:
+        print("\n".join(write(RESULTS.parent.parent / "docs")) or "nothing has changed")
+    else:
+        print("\n\n".join([tiny_sft(), *(make() for make in MARKED.values()), kl_plant()]))

@@ -21,3 +21,15 @@ def test_the_numbers_of_a_page_are_those_of_the_artefact(tables, name, page):
     printed = getattr(tables, name)()
     assert printed.count("\n") > 8
     assert printed in (ROOT / page).read_text()
+
+
+def test_marked_tables_are_those_of_the_artefacts_and_are_put_back(tables, tmp_path):
+    for page, mark in tables.MARKED:
+        text = (ROOT / "docs" / page).read_text()
+        assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- end {mark} -->") == 1
+        (tmp_path / page).write_text(text)
+    assert tables.write(tmp_path) == []
+    plan = (tmp_path / "plan.md").read_text()
+    (tmp_path / "plan.md").write_text(plan.replace("| 8b | sft | v5e-256 |", "| 8b | sft | v5e-255 |"))
+    assert tables.write(tmp_path) == ["plan.md: TABLE"]
+    assert (tmp_path / "plan.md").read_text() == plan
