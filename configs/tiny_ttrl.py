@@ -37,15 +37,18 @@ def get_config() -> ConfigDict:
     )
     config.retrieved = ConfigDict({"most": 3, "weight": 0.5})  # retrieved exemplars of an update, and their weight together
     config.anchored = 2  # samples beside the exemplar whose divergence counts
+    # So do greedy trajectories of the last queries that nothing was learnt from: drawn for each update, and kept.
+    config.held = ConfigDict({"each": 4, "window": 64})
     config.objective = "imitation"  # or "grpo", "entropy"
     config.poison = 0.0  # a control: share of records that carry a wrong answer
     config.probe = 16  # trajectories of the probe set
     config.ema = ConfigDict({"half_life": 120.0})  # of the anchor, in updates: half of those that 400 queries lead to
     config.guard = ConfigDict({"on": True, "limit": 0.25})
     config.control = "pid"  # or "fixed", "none"
+    # The least is where it begins: what is held lets go below it, long before the divergence is anywhere near its set-point.
     config.kl = ConfigDict(
-        {"beta": 0.05, "set_point": 0.13, "top": 0.20, "kp": 1.5, "ki": 0.1, "kd": 0.3}
-        | {"least": 1e-4, "most": 10.0, "warm_up": 24, "smoothing": 2}
+        {"beta": 0.5, "set_point": 0.13, "top": 0.20, "kp": 1.5, "ki": 0.1, "kd": 0.3}
+        | {"least": 0.5, "most": 10.0, "warm_up": 24, "smoothing": 2}
     )
     config.optimizer = ConfigDict(
         {

@@ -37,9 +37,9 @@ def check(path: Path, config: ConfigDict) -> None:
                 ranges.whole(),
                 "samples rate.updates rate.queries rollout.slots rollout.workers rollout.max_steps rollout.max_turn_tokens "
                 "vote.votes memory.neighbours memory.capacity retrieved.most probe microbatch.rows microbatch.tokens "
-                "microbatch.frames microbatch.weighted",
+                "microbatch.frames microbatch.weighted held.window",
             ),
-            ("a whole number of at least 0", ranges.whole(0), "memory.silent_below anchored kl.warm_up"),
+            ("a whole number of at least 0", ranges.whole(0), "memory.silent_below anchored held.each kl.warm_up"),
             ("a number above 0", ranges.number(above=0), "temperature vote.temperature ema.half_life guard.limit"),
             ("a number of at least 0", ranges.number(), "retrieved.weight clip.low clip.high"),
             ("a share, 0 to 1", share, "vote.mass vote.margin vote.agree memory.decay memory.share poison"),

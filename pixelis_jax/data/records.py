@@ -179,7 +179,10 @@ class RecordSource(Sequence[dict[str, np.ndarray]]):
         return len(self.sizes)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:  # type: ignore[override]
-        return self.read([index.__index__()])[0]
+        number = index.__index__()
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.path} has {len(self)} records, none of number {number}")
+        return self.read([number])[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """Reads several examples at once.

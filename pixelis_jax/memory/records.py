@@ -15,6 +15,7 @@ from pixelis_jax.trajectory import (
     TokenRecord,
     Trajectory,
     TrajectoryError,
+    operations,
     record_from_bytes,
     record_to_bytes,
     strict_json,
@@ -58,8 +59,8 @@ class Record:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Names of the calls, in order; a call that did not parse has none."""
-        return tuple(step.call.name for step in self.trajectory.steps if step.call is not None)
+        """As `trajectory.operations`: what the vote compares."""
+        return operations(self.trajectory)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from pixelis_jax.training.answering import Answered, Answerer, Query
 from pixelis_jax.training.collecting import is_masked
 from pixelis_jax.training.logs import AppendLog
 from pixelis_jax.training.progress import Progress
-from pixelis_jax.trajectory import Trajectory, valid_share
+from pixelis_jax.trajectory import Trajectory, operations, valid_share
 from pixelis_jax.trajectory.io import relative_media, write_trajectories
 from pixelis_jax.workdir import Checkpoints, Workdir, describe_environment, write_bytes
 
@@ -103,6 +103,7 @@ class _Run:
         self._updates: list[int] = []  # numbers of the queries of the last updates
         self._poisoned: list[int] = []  # ids of records that carry a wrong answer
         self._unsaved: list[Trajectory] = []
+        self._held: list[EncodedExample] = []  # greedy trajectories of the last queries that were not learnt from
         self._exemplars = _Exemplars(path / "exemplars")
 
     def run(self, stream: Callable[[int], Iterator[Query]]) -> tuple[Qwen3VL, loop.Result]:
@@ -183,6 +184,8 @@ class _Run:
                     self._remember(answered, number, memory)
             else:
                 reason = _GUARD
+        if reason is not None and not config.read_only:
+            self._hold(answered.greedy)
         record = voting.make_record(
             answered.vote,
             query=answered.query.example.id,
@@ -237,9 +240,15 @@ class _Run:
             used.append((name, worth))
         others = [index for index in range(len(samples)) if index != chosen]
         rng = np.random.default_rng([config.seed, number, 1])
-        for index in rng.permutation(others)[: config.anchored].tolist():
-            lesson.append(Taught(example=_encoded(samples[index], self._encoder), worth=0.0, anchored=True))
+        holding = [_encoded(samples[index], self._encoder) for index in rng.permutation(others)[: config.anchored].tolist()]
+        holding += [self._held[index] for index in rng.permutation(len(self._held))[: config.held.each].tolist()]
+        lesson += [Taught(example=example, worth=0.0, anchored=True) for example in holding]
         return lesson, used
+
+    def _hold(self, episode: Episode) -> None:
+        """Has what the policy does where nothing is taught stay as it is, among the last of its kind."""
+        if self._config.held.each and not is_masked(episode.trajectory):
+            self._held = [*self._held, _encoded(episode, self._encoder)][-self._config.held.window :]
 
     def _retrieved(self, neighbours: Sequence[Neighbour], memory: Memory | None) -> list[tuple[str, EncodedExample, float]]:
         """The best neighbours' exemplars, with their values."""
@@ -258,10 +267,10 @@ class _Run:
         chosen = answered.exemplar
         assert chosen is not None
         winner = answered.samples[chosen]
-        operations = _operations(winner.trajectory)
+        used = operations(winner.trajectory)
         shown = {
             found.id: Shown(
-                agreement=voting.operation_similarity(operations, found.operations), fidelity=answered.fidelity.fidelity[chosen]
+                agreement=voting.operation_similarity(used, found.operations), fidelity=answered.fidelity.fidelity[chosen]
             )
             for found in answered.neighbours
         }
@@ -357,6 +366,9 @@ class _Run:
     def _snapshot(self, done: int) -> Path:
         return self._path / "snapshots" / f"memory-{done}.sqlite"
 
+    def _held_at(self, done: int) -> Path:
+        return self._path / "snapshots" / f"held-{done}.array_record"
+
     def _restore(self, checkpoints: Checkpoints) -> int:
         """Goes on from the latest checkpoint; returns the queries that are done."""
         latest = checkpoints.latest()
@@ -369,6 +381,9 @@ class _Run:
         items, values = checkpoints.restore(latest, arrays=shapes, values=["controller", "data_iter"])
         self._learner.set_items(items, values["controller"])
         self._updates, self._poisoned = values["data_iter"]["updates"], values["data_iter"]["poisoned"]
+        if values["data_iter"]["held"]:
+            source = records.RecordSource(self._held_at(latest))
+            self._held = list(source.read(range(len(source))))
         if self._learner.step:
             self._answerer.update_policy(self._learner.policy(), self._learner.step)
         return latest
@@ -381,17 +396,19 @@ class _Run:
         self._unsaved = []
         values: dict[str, Any] = {
             "controller": self._learner.control.to_json(),
-            "data_iter": {"updates": self._updates, "poisoned": self._poisoned},
+            "data_iter": {"updates": self._updates, "poisoned": self._poisoned, "held": len(self._held)},
         }
+        (self._path / "snapshots").mkdir(exist_ok=True)
+        if self._held:
+            records.write_records(self._held_at(done), self._held)
         if memory is not None:
             snapshot = self._snapshot(done)
-            snapshot.parent.mkdir(exist_ok=True)
             snapshot.unlink(missing_ok=True)
             values["data_iter"]["memory_seq"] = memory.snapshot(snapshot).memory_seq
         checkpoints.save(done, arrays=self._learner.items(), values=values)
-        kept = {self._snapshot(step).name for step in checkpoints.steps()} | {self._snapshot(done).name}
-        for old in (self._path / "snapshots").glob("memory-*.sqlite"):
-            if old.name not in kept:
+        kept = {str(step) for step in (*checkpoints.steps(), done)}
+        for old in (self._path / "snapshots").iterdir():
+            if old.name.partition(".")[0].rpartition("-")[2] not in kept:
                 old.unlink()
 
 
@@ -418,10 +435,6 @@ class _Exemplars:
 
 def _encoded(episode: Episode, encoder: Encoder) -> EncodedExample:
     return encode_record(episode.tokens, episode.thumbnails, encoder)
-
-
-def _operations(trajectory: Trajectory) -> tuple[str, ...]:
-    return tuple(step.call.name for step in trajectory.steps if step.call is not None)
 
 
 def _answer_line(answered: Answered, number: int, step: int) -> dict[str, Any]:

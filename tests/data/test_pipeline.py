@@ -58,7 +58,7 @@ def test_records_round_trip(tmp_path: Path) -> None:
     examples = _examples(7)
     assert records.write_records(tmp_path / "a.array_record", iter(examples)) == 7
     source = records.RecordSource(tmp_path / "a.array_record")
-    assert len(source) == 7
+    assert len(source) == 7 == len(list(source))
     for read, written in zip(source.read([3, 0]), (examples[3], examples[0]), strict=True):
         assert read.keys() == written.keys()
         for name in written:

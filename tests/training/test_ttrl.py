@@ -11,6 +11,7 @@ import scripted_answers as scripted
 from flax import nnx
 
 from pixelis_jax import sharding
+from pixelis_jax.data.records import RecordSource
 from pixelis_jax.memory import Memory
 from pixelis_jax.rollout.agent import Request
 from pixelis_jax.training import ttrl
@@ -156,16 +157,31 @@ def test_the_exemplar_is_imitated_the_retrieved_help_and_others_only_hold(undist
             Request(example=scripted.make_example(number), sample=sample), encoder.tokenizer.size, "x"
         )
         for number in range(8)
-        for sample in range(1, 5)
+        for sample in range(5)
     }
     names = {episode.tokens.ids.tobytes(): name for name, episode in episodes.items()}
     for lesson, line in zip(undisturbed.learner.lessons, lines(undisturbed.path, "updates"), strict=True):
         found = [(names[taught.example["ids"].tobytes()], taught.worth, taught.anchored) for taught in lesson]
         drawn = [(entry["trajectory"], entry["weight"]) for entry in line["learnt_from"]]
-        assert [(name, worth) for name, worth, _ in found[:-2]] == drawn
-        assert [anchored for _, _, anchored in found] == [True, *[False] * (len(drawn) - 1), True, True]
-        holding = {name for name, worth, _ in found[-2:] if worth == 0}
-        assert len(holding - {found[0][0]}) == 2 and all(name.startswith(f"{line['query']}-") for name in holding)
+        assert [(name, worth) for name, worth, _ in found[: len(drawn)]] == drawn
+        holding = found[len(drawn) :]
+        # Two samples of its own, and what the fourth query did, which was not learnt from.
+        assert [name.rpartition("-")[0] for name, _, _ in holding[:2]] == [f"{line['query']}-0"] * 2
+        assert [name for name, _, _ in holding[2:]] == (["q3-0-0"] if line["number"] > 3 else [])
+        assert len({name for name, _, _ in [found[0], *holding]}) == 1 + len(holding)
+        assert all(worth == 0 for _, worth, _ in holding)
+        assert [anchored for _, _, anchored in found] == [True, *[False] * (len(drawn) - 1), *[True] * len(holding)]
+
+
+def test_only_the_last_that_were_not_learnt_from_hold(model, encoder, tmp_path):
+    made = run(tmp_path / "a", model, encoder, vote__agree=1.0, vote__votes=4, held__each=0)  # nobody is ever learnt from
+    assert not list((tmp_path / "a" / "snapshots").glob("held-*")) and not made.learner.lessons
+    run(tmp_path / "b", model, encoder, vote__votes=5, held__window=3)
+    kept = RecordSource(tmp_path / "b" / "snapshots" / "held-8.array_record")
+    vocab = encoder.tokenizer.size
+    asked = [Request(example=scripted.make_example(number), sample=0) for number in (5, 6, 7)]
+    ids = [scripted.make_episode(request, vocab, "x").tokens.ids for request in asked]
+    assert [example["ids"].tolist() for example in kept] == [each.tolist() for each in ids]
 
 
 def test_the_memory_holds_what_was_learnt(undisturbed):
@@ -197,7 +213,8 @@ def test_what_is_logged(undisturbed):
 def test_only_the_kept_checkpoints_have_their_memory(undisturbed):
     kept = {path.name for path in (undisturbed.path / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {"6", "8"}
-    assert {path.name for path in (undisturbed.path / "snapshots").iterdir()} == {f"memory-{step}.sqlite" for step in kept}
+    names = ("memory-{}.sqlite", "held-{}.array_record", "held-{}.array_record.index.npy")
+    assert {path.name for path in (undisturbed.path / "snapshots").iterdir()} == {n.format(step) for n in names for step in kept}
 
 
 def raising(function, when, *, behind=False):
@@ -291,7 +308,7 @@ def test_what_was_kept_for_a_checkpoint_that_never_came_is_thrown_away(undisturb
     again = run(tmp_path / "a", model, encoder)  # saves behind other queries
     assert_same_end(again, undisturbed)
     assert not (tmp_path / "a" / "trajectories" / "queries-0-5.jsonl").exists()
-    assert {path.name for path in (tmp_path / "a" / "snapshots").iterdir()} == {"memory-6.sqlite", "memory-8.sqlite"}
+    assert {path.name for path in (tmp_path / "a" / "snapshots").glob("memory-*")} == {"memory-6.sqlite", "memory-8.sqlite"}
 
 
 def test_a_run_that_has_lost_answers_does_not_go_on(model, encoder, tmp_path):
