@@ -61,7 +61,7 @@ def write(tmp_path):
         ("objective must be one of imitation, grpo, entropy, got 'clipped'", "objective=clipped"),
         ("control must be one of pid, fixed, none, got 'off'", "control=off"),
         ("kl: set_point must lie between 0.001 and top = 0.2, not at 0.3", "kl.set_point=0.3"),
-        ("kl.beta is 20.0, outside 0.0001 to 10.0", "kl.beta=20.0"),
+        ("kl.beta is 20.0, outside 0.5 to 10.0", "kl.beta=20.0"),
         ("init_from is empty", "init_from="),
         ("total_steps is 5, but scenes.counts make a stream of 4 queries", "total_steps=5"),
         ("read: cannot make -1 scenes", "scenes.counts.read=-1"),

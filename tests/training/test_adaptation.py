@@ -251,7 +251,7 @@ def test_a_guard_that_is_off_takes_nothing_back(make, examples):
 
 @pytest.mark.parametrize(("control", "moves"), [("pid", True), ("fixed", False)])
 def test_beta_moves_under_the_controller_alone(make, examples, control, moves):
-    learner = make(control=control, **{"kl.warm_up": 0, "guard.on": False})
+    learner = make(control=control, **{"kl.warm_up": 0, "kl.beta": 0.05, "kl.least": 1e-4, "guard.on": False})
     betas = [learner.learn(lesson(examples)).beta for _ in range(3)]
     assert betas[0] == 0.05 and (len(set(betas)) > 1) == moves
 
