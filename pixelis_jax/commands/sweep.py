@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir", metavar="DIR", type=Path, help="holds the runs' work directories; default: runs/ and the config's name"
     )
     parser.add_argument(
-        "--only", metavar="TEXT", action="append", help="only runs whose name holds this text; may be repeated: any of them"
+        "--only",
+        metavar="TEXT",
+        action="append",
+        help="only runs with these labels (else: whose name holds this text); repeated: any of them",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--print", action="store_true", help="print the commands of what is not finished; run nothing")
@@ -168,11 +171,16 @@ class _Progress:
 def _selected(sweep: Sweep, texts: Sequence[str] | None) -> list[str]:
     if not texts:
         return list(sweep.runs)
+    chosen: set[str] = set()
     for text in texts:
-        if not any(text in name for name in sweep.runs):
+        # Whole labels first: `variant=coherence` is not `variant=coherence_penalty`.
+        found = [name for name in sweep.runs if set(text.split(",")) <= set(name.split(","))]
+        found = found or [name for name in sweep.runs if text in name]
+        chosen.update(found)
+        if not found:
             parts = {part for name in sweep.runs for part in name.split(",")}
             raise UserError(f"--only={text}: no run has this in its name{did_you_mean(text, [*sweep.runs, *sorted(parts)])}")
-    return [name for name in sweep.runs if any(text in name for text in texts)]
+    return [name for name in sweep.runs if name in chosen]
 
 
 def _conclude(directory: Path, sweep: Sweep, names: Sequence[str]) -> int:

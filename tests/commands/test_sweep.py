@@ -129,6 +129,21 @@ def test_a_failed_run_does_not_stop_the_others_and_is_run_again(run, stub):
     assert (stub / "r" / "rate=low,seed=2.log").read_text().count("went wrong") == 2  # logs are added to
 
 
+@pytest.mark.parametrize(
+    ("only", "taken"),
+    [
+        ("rate=low", ["rate=low,seed=2"]),
+        ("seed=2,rate=low", ["rate=low,seed=2"]),
+        ("low", ["rate=low,seed=2", "rate=lower,seed=2"]),
+    ],
+)
+def test_whole_labels_are_looked_for_before_texts(run, stub, only, taken):
+    rates = '"rate": {"low": {"optimizer.learning_rate": 5e-4}, "lower": {"optimizer.learning_rate": 1e-4}}'
+    sweep_file(stub / "two.py", axes=f'{{{rates}, "seed": {{"2": {{"seed": 2}}}}}}')
+    assert run("sweep", "--config=two.py", f"--only={only}")[0] == 0
+    assert started_names(stub) == taken
+
+
 def test_states_are_listed_before_between_and_after(run, stub):
     status, out, err = run("sweep", "--config=rates.py", "--list")
     assert (status, err, set(table(out).values())) == (0, "", {"waiting"}) and not (stub / "runs").exists()
