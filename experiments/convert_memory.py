@@ -10,6 +10,7 @@ failed.
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from pixelis_jax import policy
-from pixelis_jax.policy.weights import published_names
+from pixelis_jax.policy.weights import plan_shards, published_names
 from pixelis_jax.workdir import describe_environment
 from pixelis_jax.workdir.atomic import write_json
 
@@ -72,15 +73,8 @@ def main() -> int:
 def write_model(config: policy.Qwen3VLConfig, directory: Path, most: int) -> None:
     """Writes random numbers under the published names, shard by shard."""
     rng = np.random.default_rng(0)
-    shards: list[list[str]] = [[]]
-    names, filled = published_names(config), 0
-    for name, shape in names.items():
-        size = 2 * int(np.prod(shape))
-        if shards[-1] and filled + size > most:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
+    names = published_names(config)
+    shards = plan_shards({name: 2 * math.prod(shape) for name, shape in names.items()}, most)
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

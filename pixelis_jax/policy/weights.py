@@ -444,18 +444,32 @@ def _check_names(directory: epath.Path, expected: Mapping[str, Any], found: Mapp
         raise WeightsError(f"{directory} does not match its config.json; {'; '.join(parts)}")
 
 
-def _write(model: Qwen3VL, directory: epath.Path, max_shard_bytes: int) -> None:
-    parameters, table = _parameters(model), weight_table(model.config, model.execution)
-    shapes = _published(parameters, table, model.config)
+def plan_shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Divides tensors into files, in order.
+
+    Args:
+      sizes: bytes of each tensor.
+      most: bytes of a file; a tensor that is larger has one of its own.
+
+    Returns:
+      Names of each file's tensors.
+    """
     shards: list[list[str]] = [[]]
-    filled = total = 0
-    for name, entry in table.items():
-        size = math.prod(shapes[name]) * parameters[entry.path].dtype.itemsize
-        if shards[-1] and filled + size > max_shard_bytes:
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > most:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled, total = filled + size, total + size
+        filled += size
+    return shards
+
+
+def _write(model: Qwen3VL, directory: epath.Path, max_shard_bytes: int) -> None:
+    parameters, table = _parameters(model), weight_table(model.config, model.execution)
+    shapes = _published(parameters, table, model.config)
+    sizes = {name: math.prod(shapes[name]) * parameters[entry.path].dtype.itemsize for name, entry in table.items()}
+    shards = plan_shards(sizes, max_shard_bytes)
     files: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -467,7 +481,7 @@ def _write(model: Qwen3VL, directory: epath.Path, max_shard_bytes: int) -> None:
             tensors[name] = np.ascontiguousarray(entry.layout.write(value, shapes[name]))
         save_file(tensors, os.fspath(directory / file), metadata={"format": "pt"})
         files |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(files.items()))}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     (directory / "config.json").write_text(
         json.dumps(model.config.to_json() | {"dtype": str(np.dtype(model.precision.params))}, indent=2) + "\n"

@@ -6,6 +6,7 @@ stream, the policy and the memory, and the memory goes back with the policy. Ans
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -103,7 +104,8 @@ class _Run:
         self._updates: list[int] = []  # numbers of the queries of the last updates
         self._poisoned: list[int] = []  # ids of records that carry a wrong answer
         self._unsaved: list[Trajectory] = []
-        self._held: list[EncodedExample] = []  # greedy trajectories of the last queries that were not learnt from
+        # Greedy trajectories of the last queries that were not learnt from.
+        self._held = collections.deque[EncodedExample](maxlen=config.held.window)
         self._exemplars = _Exemplars(path / "exemplars")
 
     def run(self, stream: Callable[[int], Iterator[Query]]) -> tuple[Qwen3VL, loop.Result]:
@@ -248,7 +250,7 @@ class _Run:
     def _hold(self, episode: Episode) -> None:
         """Has what the policy does where nothing is taught stay as it is, among the last of its kind."""
         if self._config.held.each and not is_masked(episode.trajectory):
-            self._held = [*self._held, _encoded(episode, self._encoder)][-self._config.held.window :]
+            self._held.append(_encoded(episode, self._encoder))
 
     def _retrieved(self, neighbours: Sequence[Neighbour], memory: Memory | None) -> list[tuple[str, EncodedExample, float]]:
         """The best neighbours' exemplars, with their values."""
@@ -382,8 +384,7 @@ class _Run:
         self._learner.set_items(items, values["controller"])
         self._updates, self._poisoned = values["data_iter"]["updates"], values["data_iter"]["poisoned"]
         if values["data_iter"]["held"]:
-            source = records.RecordSource(self._held_at(latest))
-            self._held = list(source.read(range(len(source))))
+            self._held.extend(records.RecordSource(self._held_at(latest)))
         if self._learner.step:
             self._answerer.update_policy(self._learner.policy(), self._learner.step)
         return latest
