@@ -49,8 +49,9 @@ def hidden_gradient(to_logits: Array, block: Array) -> Array:
 
 
 def block_gradient(to_logits: Array, hidden: Array) -> Array:
-    """A chunk's share of the gradient to a block of the unembedding, float32."""
-    return jnp.einsum("...cv,...cd->vd", to_logits, hidden, preferred_element_type=jnp.float32)
+    """A chunk's share of the gradient to a block of the unembedding, float32 `[V, D]`."""
+    # A product in the other order would have XLA's CPU backend transpose the chunk's logits first, on one thread.
+    return jnp.einsum("...cd,...cv->dv", hidden, to_logits, preferred_element_type=jnp.float32).T
 
 
 def no_sums(shape: tuple[int, ...], count: int) -> Sums:

@@ -3,6 +3,9 @@
 FlashAttention: Dao et al., https://arxiv.org/abs/2205.14135; the kernel: ``jax.experimental.pallas.ops.tpu.splash_attention``.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -18,7 +21,9 @@ from pixelis_jax.policy.layers import HIDDEN
 LANES = 128
 # Tokens that one step of the kernel holds; larger blocks read keys less often and need more of the core's memory.
 BLOCK = 512
-
+# Queries of a tile without a kernel, at least, and tiles of a sequence, at most: each is compiled on its own.
+TILE = 128
+TILES = 4
 
 State = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -26,7 +31,7 @@ State = tuple[jax.Array, jax.Array, jax.Array]
 def behind_cache(
     q: jax.Array,
     own: Pair,
-    bias: jax.Array | None,
+    bias: tuple[jax.Array, ...] | None,
     tail: Pair | None,
     past: Pair,
     *,
@@ -42,7 +47,7 @@ def behind_cache(
     Args:
       q: scaled queries, ``[B, H, M, Dh]``, one head a key head.
       own: keys and values of new tokens, each ``[B, H, N, Dh]``. Each query sees at least one of them.
-      bias: added to scores on them, float32 ``[B, 1, M, N]``; None: all are seen.
+      bias: added to scores on them, tile by tile (`by_tiles`); None: all are seen.
       tail: keys and values of a block's tokens, each ``[B, H, S, Dh]``.
       past: cached keys and values, each ``[B, H, C, Dh]``, or more rows, of which `rows` says which.
       step: tokens that the tail holds.
@@ -55,12 +60,16 @@ def behind_cache(
     """
     # A lone token's products are sums over Dh: a matrix product would be called once a row and head.
     lone = own[0].shape[2] == 1
-    found = jnp.sum(q.astype(jnp.float32) * own[0], axis=-1, keepdims=True) if lone else scores(q, own[0])
-    found = found if bias is None else found + bias
-    top = jnp.max(found, axis=-1, keepdims=True)
-    weights = jnp.exp(found - top)
-    mixed = weights * own[1].astype(jnp.float32) if lone else _mix(weights, own[1], q.dtype)
-    state: State = top, jnp.sum(weights, axis=-1, keepdims=True), mixed
+
+    def begin(q: jax.Array, own: Pair, bias: jax.Array | None) -> State:
+        found = jnp.sum(q.astype(jnp.float32) * own[0], axis=-1, keepdims=True) if lone else scores(q, own[0])
+        found = found if bias is None else found + bias
+        top = jnp.max(found, axis=-1, keepdims=True)
+        weights = jnp.exp(found - top)
+        mixed = weights * own[1].astype(jnp.float32) if lone else _mix(weights, own[1], q.dtype)
+        return top, jnp.sum(weights, axis=-1, keepdims=True), mixed
+
+    state = begin(q, own, None) if bias is None else by_tiles(begin, q, own, bias)
 
     def add(k: jax.Array, v: jax.Array, seen: jax.Array, state: State) -> State:
         top, total, mixed = state
@@ -71,7 +80,9 @@ def behind_cache(
         return new_top, total, mixed * shrink + _mix(weights, v, q.dtype)
 
     def read(index: jax.Array, state: State) -> State:
-        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in past)
+        # The barrier keeps what is made of a lone page in the loop: outside, XLA would make it of an empty one, too.
+        index, *page_source = jax.lax.optimization_barrier((index, *past))
+        k, v = (jax.lax.dynamic_slice_in_dim(x, index * page, page, axis=2) for x in page_source)
         if rows is not None:
             k, v = (jnp.take(x, rows, axis=0, mode="clip") for x in (k, v))
         return add(k, v, (index * page + jnp.arange(page) < length[:, None])[:, None, None], state)
@@ -81,6 +92,45 @@ def behind_cache(
         state = add(*tail, jnp.arange(tail[0].shape[2]) < step, state)
     state = jax.lax.fori_loop(0, (jnp.max(length) + page - 1) // page, read, state)
     return (state[2] / state[1]).astype(q.dtype)
+
+
+def tile_ends(count: int) -> tuple[int, ...]:
+    """Where tiles of queries end that attend causally: keys behind a tile need no scores.
+
+    Args:
+      count: number T of queries and keys.
+
+    Returns:
+      Ends of at most `TILES` tiles of at least `TILE` queries; one tile where a mesh splits the tokens.
+    """
+    size = count if sharding.distributed() else max(TILE, -(-count // TILES))
+    return tuple(min(start + size, count) for start in range(0, count, size))
+
+
+def by_tiles(attend: Callable[[jax.Array, Pair, jax.Array], Any], q: jax.Array, own: Pair, biases: Sequence[jax.Array]) -> Any:
+    """Attends tile by tile, each to the tokens up to its end.
+
+    Args:
+      attend: of queries ``[B, H, G * t, Dh]``, keys and values ``[B, H, e, Dh]`` and a bias, to arrays ``[B, H, G * t, ...]``.
+      q: queries of G heads a key head, ``[B, H, G * T, Dh]``.
+      own: keys and values, each ``[B, H, T, Dh]``.
+      biases: one a tile, ``[..., G * t, e]``.
+
+    Returns:
+      What `attend` returns, of all queries: ``[B, H, G * T, ...]``.
+    """
+    if len(biases) == 1:
+        return attend(q, own, biases[0])
+    rows, heads, _, width = q.shape
+    # Without the barrier XLA rotates the keys of every tile again.
+    q, own = jax.lax.optimization_barrier((q.reshape(rows, heads, -1, own[0].shape[2], width), own))
+    start, tiles = 0, []
+    for bias in biases:
+        end = bias.shape[-1]
+        tile = attend(q[:, :, :, start:end].reshape(rows, heads, -1, width), (own[0][:, :, :end], own[1][:, :, :end]), bias)
+        tiles.append(jax.tree.map(lambda x, size=end - start: x.reshape(rows, heads, -1, size, x.shape[-1]), tile))
+        start = end
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3).reshape(rows, heads, -1, parts[0].shape[-1]), *tiles)
 
 
 def over_window(q: jax.Array, own: Pair, window: Pair, bias: jax.Array, step: jax.Array) -> tuple[jax.Array, Pair]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from pixelis_jax import sharding
 from pixelis_jax.policy import attention, layers, stack
 from pixelis_jax.policy.config import Execution, Lora, Precision, TextConfig
 from pixelis_jax.policy.kv_cache import KVCache, Pair, Tail, Window
@@ -25,8 +26,9 @@ class AttentionContext:
 
     Attributes:
       cos, sin: rotary table of the T tokens, float32 ``[B, 1, T, Dh / 2]``.
-      local_bias: added to scores between the T tokens, repeated for the G query heads of a group, float32
-        ``[B, 1, G * T, T]``. None where `splash` attends, which takes the segments themselves.
+      local_bias: added to scores of each tile of t queries (`attention.tile_ends`) on the e tokens up to its end, repeated for
+        the G query heads of a group, float32 ``[B, 1, G * t, e]``. None where `splash` attends, which takes the segments
+        themselves, and on a window.
       window_bias: added to scores on a window, float32 ``[B, 1, 1, N]``; None without one.
       segments: int32 ``[B, T]``, 0 = padding.
       length, rows: tokens of the cache, int32 ``[B]``, and the rows of it, or None for all; None without one.
@@ -36,7 +38,7 @@ class AttentionContext:
 
     cos: jax.Array
     sin: jax.Array
-    local_bias: jax.Array | None
+    local_bias: tuple[jax.Array, ...] | None
     segments: jax.Array
     window_bias: jax.Array | None = None
     length: jax.Array | None = None
@@ -71,7 +73,10 @@ class AttentionContext:
         if cache is not None:  # a padded query, too, has to see something
             visible |= jnp.eye(count, dtype=bool)
         # Repeated here once: a broadcast over a fifth dimension in every layer doubles the cost of attention on CPU.
-        local = jnp.tile(_bias(visible), (1, config.num_attention_heads // config.num_key_value_heads, 1))[:, None]
+        groups = config.num_attention_heads // config.num_key_value_heads
+        ends = (count,) if tail is not None else attention.tile_ends(count)
+        tiles = [visible[:, start:end, :end] for start, end in zip((0, *ends), ends, strict=False)]
+        local = tuple(jnp.tile(_bias(tile), (1, groups, 1))[:, None] for tile in tiles)
         context = cls(
             cos=jnp.cos(angles),
             sin=jnp.sin(angles),
@@ -82,8 +87,21 @@ class AttentionContext:
             step=None if tail is None else tail.step,
             page=0 if cache is None else cache.page,
         )
-        # Without the barrier XLA computes these again inside every layer's fusions.
+        return _once(context, jnp.any(segments != 0))
+
+
+def _once(context: Any, some: jax.Array) -> Any:
+    """Has XLA compute arrays once, not again inside every layer's fusions.
+
+    Its CPU backend drops barriers before it fuses, but fuses nothing into a branch.
+
+    Args:
+      context: the arrays.
+      some: whether there is any token, for which they matter.
+    """
+    if sharding.distributed():
         return jax.lax.optimization_barrier(context)
+    return jax.lax.cond(some, lambda: context, lambda: jax.tree.map(jnp.zeros_like, context))
 
 
 def _bias(visible: jax.Array) -> jax.Array:
@@ -136,8 +154,7 @@ class TextAttention(nnx.Module):
         # The query heads of one group become extra rows of one matrix product: [B, Hkv, G * T, Dh].
         grouped = q.reshape(batch, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
         if past is None:
-            weights = layers.softmax(attention.scores(grouped, k) + context.local_bias, self.compute)
-            mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+            mixed = attention.by_tiles(self._attend, grouped, (k, v), context.local_bias)
         else:
             # New tokens are not yet in the cache or the tail: reading before the one write at the end lets XLA update in place.
             assert context.length is not None  # made from the same cache
@@ -154,6 +171,11 @@ class TextAttention(nnx.Module):
                 rows=context.rows,
             )
         return self._joined(mixed.reshape(batch, -1, count, self.head_dim)), (k, v)
+
+    def _attend(self, q: jax.Array, own: Pair, bias: jax.Array) -> jax.Array:
+        """Attends with queries ``[B, Hkv, M, Dh]`` to keys and values ``[B, Hkv, N, Dh]``."""
+        weights = layers.softmax(attention.scores(q, own[0]) + bias, self.compute)
+        return jnp.einsum("bhqk,bhkd->bhqd", weights, own[1])
 
     def _joined(self, mixed: jax.Array) -> jax.Array:
         """Joins heads ``[B, H, T, Dh]`` to ``[B, T, D]``."""

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,15 @@ from pixelis_jax.evaluation.statistics import median_interval
 from pixelis_jax.speed.work import Work, make_examples
 
 SIDES = ("ours", "theirs")
+
+# For both sides: large blocks are kept, on large pages. Either side is at its best so (docs/speed.md).
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 _CHECKED_STEPS = 3
 # The losses of the first steps may differ by rounding alone.
@@ -136,7 +145,8 @@ class _Player:
 def _player(context: Any, side: str, work: Work, folder: str, threads: int) -> Iterator[_Player]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, side, work, folder, threads), daemon=True)
-    process.start()
+    with _environment(ALLOCATOR):
+        process.start()
     there.close()
     player = _Player(side, here)
     try:
@@ -146,6 +156,18 @@ def _player(context: Any, side: str, work: Work, folder: str, threads: int) -> I
         here.close()
         process.join(10)
         process.kill()
+
+
+@contextlib.contextmanager
+def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Sets what is not set, for processes that start inside."""
+    missing = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
 
 
 def _check_equal(values: dict[str, list[float]]) -> None:

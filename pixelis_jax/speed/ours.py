@@ -28,7 +28,7 @@ _CONFIG = ConfigDict(
             "patches_weight": 0.0,
             "beta": 0.1,
             "iou_weight": 0.5,
-            "chunk": 512,
+            "chunk": 128,
             "vocab_chunk": 40_000,
         },
         "pixels": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
