@@ -23,7 +23,7 @@ def check(path: Path, config: ConfigDict) -> None:
     from pixelis_jax.commands import ranges
     from pixelis_jax.commands.configs import flat
     from pixelis_jax.commands.data import check_counts
-    from pixelis_jax.commands.reinforce import check_start_and_control
+    from pixelis_jax.commands.reinforce import check_learning
     from pixelis_jax.training.adaptation import CONTROLS, OBJECTIVES
     from pixelis_jax.training.answering import EXEMPLARS, VOTES
 
@@ -35,13 +35,11 @@ def check(path: Path, config: ConfigDict) -> None:
             (
                 "a whole number of at least 1",
                 ranges.whole(),
-                "samples rate.updates rate.queries rollout.slots rollout.workers rollout.max_steps rollout.max_turn_tokens "
-                "vote.votes memory.neighbours memory.capacity retrieved.most probe microbatch.rows microbatch.tokens "
-                "microbatch.frames microbatch.weighted held.window",
+                "samples rate.updates rate.queries vote.votes memory.neighbours memory.capacity retrieved.most probe held.window",
             ),
-            ("a whole number of at least 0", ranges.whole(0), "memory.silent_below anchored held.each kl.warm_up"),
-            ("a number above 0", ranges.number(above=0), "temperature vote.temperature ema.half_life guard.limit"),
-            ("a number of at least 0", ranges.number(), "retrieved.weight clip.low clip.high"),
+            ("a whole number of at least 0", ranges.whole(0), "memory.silent_below anchored held.each"),
+            ("a number above 0", ranges.number(above=0), "vote.temperature ema.half_life guard.limit"),
+            ("a number of at least 0", ranges.number(), "retrieved.weight"),
             ("a share, 0 to 1", share, "vote.mass vote.margin vote.agree memory.decay memory.share poison"),
             ("True or False", ranges.switch, "use_tools read_only evidence memory.on memory.value_aware guard.on"),
             (*ranges.among(VOTES), "vote.kind"),
@@ -50,7 +48,7 @@ def check(path: Path, config: ConfigDict) -> None:
             (*ranges.among(CONTROLS), "control"),
         ),
     )
-    check_start_and_control(path, config)
+    check_learning(path, config)
     if config.objective == "grpo" and config.vote.kind != "trajectories":
         raise UserError(f"{path}: objective grpo needs likenesses, which vote.kind {config.vote.kind} does not compute")
     check_counts(config.scenes.counts.to_dict(), config.scenes.workers)

@@ -37,17 +37,16 @@ def check(path: Path, config: ConfigDict) -> None:
             (
                 "a whole number of at least 1",
                 ranges.whole(),
-                "prompts minibatches rollout.slots rollout.workers rollout.max_steps rollout.max_turn_tokens curiosity.heads "
-                "curiosity.hidden curiosity.steps curriculum.window curriculum.patience patience save_trajectories_every "
-                "microbatch.rows microbatch.tokens microbatch.frames microbatch.weighted",
+                "prompts minibatches curiosity.heads curiosity.hidden curiosity.steps curriculum.window curriculum.patience "
+                "patience save_trajectories_every",
             ),
             ("a whole number of at least 2", ranges.whole(2), "samples"),
-            ("a whole number of at least 0", ranges.whole(0), "refills usage.most_calls kl.warm_up"),
-            ("a number above 0", ranges.number(above=0), "temperature curiosity.learning_rate advantage.least_std"),
+            ("a whole number of at least 0", ranges.whole(0), "refills usage.most_calls"),
+            ("a number above 0", ranges.number(above=0), "curiosity.learning_rate advantage.least_std"),
             (
                 "a number of at least 0",
                 ranges.number(),
-                "weights.curiosity weights.coherence weights.penalty weights.usage usage.target usage.fine clip.low clip.high "
+                "weights.curiosity weights.coherence weights.penalty weights.usage usage.target usage.fine "
                 "curriculum.gain curriculum.drop floors.entropy",
             ),
             ("a share, 0 to 1", share, "floors.valid_calls floors.rapr"),
@@ -57,13 +56,30 @@ def check(path: Path, config: ConfigDict) -> None:
     )
     if config.minibatches > config.prompts * config.samples:
         raise UserError(f"{path}: minibatches is {config.minibatches}, more than the {config.prompts * config.samples} episodes")
-    check_start_and_control(path, config)
+    check_learning(path, config)
 
 
-def check_start_and_control(path: Path, config: ConfigDict) -> None:
-    """Raises UserError if a run that samples has no policy to start from, or its divergence cannot be held as it says."""
+def check_learning(path: Path, config: ConfigDict) -> None:
+    """Raises UserError for what no run can have that learns from its own episodes: its start, sampling and updates."""
+    from pixelis_jax.commands import ranges
+    from pixelis_jax.commands.configs import flat
     from pixelis_jax.training.updater import control_settings
 
+    ranges.check(
+        path,
+        flat(config.to_dict()),
+        (
+            (
+                "a whole number of at least 1",
+                ranges.whole(),
+                "rollout.slots rollout.workers rollout.max_steps rollout.max_turn_tokens "
+                "microbatch.rows microbatch.tokens microbatch.frames microbatch.weighted",
+            ),
+            ("a whole number of at least 0", ranges.whole(0), "kl.warm_up"),
+            ("a number above 0", ranges.number(above=0), "temperature"),
+            ("a number of at least 0", ranges.number(), "clip.low clip.high"),
+        ),
+    )
     if not config.init_from:
         raise UserError(f"{path}: init_from is empty: reinforcement learning starts from a policy that can call tools")
     try:

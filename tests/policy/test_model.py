@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from pixelis_jax import policy
+from pixelis_jax.policy import attention
 
 TINY = policy.tiny(vocab_size=64)
 # As many layers as there are DeepStack taps: more of the same would only take longer to compile.
@@ -148,3 +149,31 @@ def test_wrong_shapes_are_refused():
         _model()(TEXT, _lines(2), visual=policy.VisualFeatures(tokens=jnp.zeros((2, 4, 128)), deepstack=None))
     with pytest.raises(ValueError, match="bucket of 6"):
         _model().encode_vision(policy.VisionInputs(patches=jnp.zeros((1, 1, 6, 384)), grid=jnp.zeros((1, 1, 2), int)))
+
+
+def test_tiles_of_queries_see_what_one_tile_sees(monkeypatch):
+    """12 tokens by tiles of 5: packed and padded rows, with a cache of 7 tokens behind them or none, and the gradient."""
+    segments = np.array([[1] * 7 + [2] * 5, [1] * 9 + [0] * 3])
+
+    def run(tile: int, tiles: int):
+        monkeypatch.setattr(attention, "TILE", tile)
+        monkeypatch.setattr(attention, "TILES", tiles)
+        model = policy.Qwen3VL(CONFIG, rngs=nnx.Rngs(0))
+        forward = nnx.jit(lambda model, ids, positions, **options: model(ids, positions, **options))
+        _, cache = forward(model, TEXT[:, :7], _lines(2)[:, :7], cache=policy.KVCache.create(CONFIG, 2, 32))
+        behind, _ = forward(model, TEXT, _lines(2) + 7, attention_mask=segments != 0, cache=cache)
+
+        def loss(model):
+            hidden, _ = model(TEXT, _lines(2), attention_mask=segments)
+            return jnp.mean(hidden[segments != 0] ** 3), hidden
+
+        (_, alone), gradient = nnx.jit(nnx.value_and_grad(loss, has_aux=True))(model)
+        return [behind[segments != 0], alone[segments != 0], *jax.tree.leaves(gradient)]
+
+    assert attention.tile_ends(12) == (12,)
+    whole = run(100, 1)
+    by_tiles = run(5, 4)
+    assert attention.tile_ends(12) == (5, 10, 12)
+    assert attention.tile_ends(100) == (25, 50, 75, 100)
+    for ours, expected in zip(by_tiles, whole, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

@@ -19,27 +19,10 @@ from pixelis_jax.training.adaptation import Learner, Taught, role_weights
 from pixelis_jax.training.microbatches import Sampled, Shape
 from pixelis_jax.trajectory import DECISION_ROLES, Role
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 BANNED = [0, 1]
 WEIGHTS = {Role.THOUGHT: 1.0, Role.FORMAT: 1.0, Role.ANSWER: 1.5, Role.ARGUMENT: 2.0, Role.OPERATION: 3.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Learners of the same shapes compile once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return scripted.make_encoder()
-
-
-@pytest.fixture(scope="module")
-def model(encoder):
-    return scripted.make_model(encoder)
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,6 @@ from pixelis_jax.trajectory import Example, Source
 from tools_host.media import MediaStore
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return scripted.make_encoder()
-
-
-@pytest.fixture(scope="module")
-def model(encoder):
-    return scripted.make_model(encoder)
-
-
 def example(verifier, truth):
     return Example(id="q0", question="?", media=(), verifier=verifier, truth=truth, source=Source(dataset="d"))
 

@@ -21,30 +21,13 @@ from pixelis_jax.trajectory.io import read_trajectories, trajectory_to_json
 from pixelis_jax.voting import vote_from_json
 from pixelis_jax.workdir import Checkpoints, Workdir, WorkdirError
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 LOGS = ("answers", "votes", "updates")
 
 
 class Dead(Exception):
     pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Runs of the same shapes compile once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return scripted.make_encoder()
-
-
-@pytest.fixture(scope="module")
-def model(encoder):
-    return scripted.make_model(encoder)
 
 
 def judge_by(truth):
