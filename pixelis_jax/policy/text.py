@@ -87,21 +87,21 @@ class AttentionContext:
             step=None if tail is None else tail.step,
             page=0 if cache is None else cache.page,
         )
-        return _once(context, jnp.any(segments != 0))
+        return _once(context, segments)
 
 
-def _once(context: Any, some: jax.Array) -> Any:
-    """Has XLA compute arrays once, not again inside every layer's fusions.
+def _once(context: Any, segments: jax.Array) -> Any:
+    """Has XLA compute tables of tokens once, not again inside every layer's fusions.
 
     Its CPU backend drops barriers before it fuses, but fuses nothing into a branch.
 
     Args:
-      context: the arrays.
-      some: whether there is any token, for which they matter.
+      context: the tables.
+      segments: of their tokens, ``[B, T]``, 0 = padding.
     """
-    if sharding.distributed():
+    if sharding.distributed() or segments.shape[1] == 1:  # a lone token's tables are cheaper than a branch
         return jax.lax.optimization_barrier(context)
-    return jax.lax.cond(some, lambda: context, lambda: jax.tree.map(jnp.zeros_like, context))
+    return jax.lax.cond(jnp.any(segments != 0), lambda: context, lambda: jax.tree.map(jnp.zeros_like, context))
 
 
 def _bias(visible: jax.Array) -> jax.Array:

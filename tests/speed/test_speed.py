@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import os
 import sys
 
 import numpy as np
@@ -126,3 +127,13 @@ def test_without_torch_there_is_one_line_that_says_what_to_do(monkeypatch, capsy
     assert cli.main(["bench", "policy"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "torch is not installed here" in line and "make .venv-oracle/.installed" in line
+
+
+def test_sides_start_with_kept_memory_unless_the_caller_chose(monkeypatch):
+    for name in duel.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+    before = dict(os.environ)
+    with duel._environment(duel.ALLOCATOR):
+        assert {name: os.environ[name] for name in duel.ALLOCATOR} == duel.ALLOCATOR | {"MALLOC_ARENA_MAX": "3"}
+    assert dict(os.environ) == before
