@@ -122,8 +122,7 @@ def by_tiles(attend: Callable[[jax.Array, Pair, jax.Array], Any], q: jax.Array, 
     if len(biases) == 1:
         return attend(q, own, biases[0])
     rows, heads, _, width = q.shape
-    # Without the barrier XLA rotates the keys of every tile again.
-    q, own = jax.lax.optimization_barrier((q.reshape(rows, heads, -1, own[0].shape[2], width), own))
+    q = q.reshape(rows, heads, -1, own[0].shape[2], width)
     start, tiles = 0, []
     for bias in biases:
         end = bias.shape[-1]

@@ -20,7 +20,7 @@ from pixelis_jax.speed.work import Work, make_examples
 
 SIDES = ("ours", "theirs")
 
-# For both sides: large blocks are kept, on large pages. Either side is at its best so (docs/speed.md).
+# For both sides, as `make demo` sets it: large blocks are kept, on large pages (docs/training.md).
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
