@@ -22,7 +22,6 @@ SIDES = ("ours", "theirs")
 
 # For both sides, as `make demo` sets it: large blocks are kept, on large pages (docs/training.md).
 ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 28),
