@@ -7,7 +7,7 @@ PARITY_ARGS ?=
 FIGURES_ARGS ?=
 export JAX_PLATFORMS ?= cpu
 # Keeps large blocks between training steps instead of faulting them in again, on large pages (docs/training.md).
-KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .PHONY: help demo test test-slow notebook oracle parity figures lint format lock clean
 

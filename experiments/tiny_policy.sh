@@ -3,7 +3,7 @@
 #   bash experiments/tiny_policy.sh runs
 set -euo pipefail
 runs=${1:?usage: tiny_policy.sh RUNS_DIRECTORY}
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 pixelis train --config=configs/tiny_look.py --workdir="$runs/tiny_look"
 pixelis train --config=configs/tiny_watch.py --workdir="$runs/tiny_watch" --config.init_from="$runs/tiny_look"

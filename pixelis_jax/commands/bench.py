@@ -126,7 +126,7 @@ def _measure_scenes(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str
 
 def _compare(args: argparse.Namespace) -> int:
     from pixelis_jax.commands.errors import UserError
-    from pixelis_jax.speed.duel import ContestantError, compare
+    from pixelis_jax.speed.duel import ContestantError, allocator, compare
     from pixelis_jax.speed.results import make_row, stage_table, table
     from pixelis_jax.speed.work import DECODING, WORKS, count_parameters
     from pixelis_jax.workdir import describe_environment
@@ -169,7 +169,7 @@ def _compare(args: argparse.Namespace) -> int:
     simulated = _simulate(args, [name for name in names if name in simulations])
     environment = describe_environment(seed=0)
     kept = {name: environment[name] for name in ("seed", "commit", "machine", "python")}
-    settings = {"repetitions": args.repetitions, "threads": threads, "processors": processors}
+    settings = {"repetitions": args.repetitions, "threads": threads, "processors": processors, "allocator": allocator()}
     record = {
         "study": "bench",
         "command": shlex.join(["pixelis", *sys.argv[1:]]),

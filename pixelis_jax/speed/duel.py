@@ -20,13 +20,17 @@ from pixelis_jax.speed.work import Work, make_examples
 
 SIDES = ("ours", "theirs")
 
-# For both sides, as `make demo` sets it: large blocks are kept, on large pages (docs/training.md).
+# For both sides, as `make demo` sets it: large blocks are kept, on large pages (docs/training.md). One arena, because glibc maps
+# and unmaps what is larger than the heap of any other.
 ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+# Another allocator, in glibc's place, and what it is told.
+_OTHERS = ("LD_PRELOAD", "MALLOC_CONF")
 
 _CHECKED_STEPS = 3
 # The losses of the first steps may differ by rounding alone.
@@ -155,6 +159,11 @@ def _player(context: Any, side: str, work: Work, folder: str, threads: int) -> I
         here.close()
         process.join(10)
         process.kill()
+
+
+def allocator() -> dict[str, str]:
+    """What decides where the memory of both sides comes from: `ALLOCATOR`, and what the caller has set."""
+    return {name: value for name, value in (ALLOCATOR | dict(os.environ)).items() if name in {*ALLOCATOR, *_OTHERS}}
 
 
 @contextlib.contextmanager

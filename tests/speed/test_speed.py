@@ -132,8 +132,16 @@ def test_without_torch_there_is_one_line_that_says_what_to_do(monkeypatch, capsy
 def test_sides_start_with_kept_memory_unless_the_caller_chose(monkeypatch):
     for name in duel.ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MALLOC_TOP_PAD_", "65536")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
     before = dict(os.environ)
     with duel._environment(duel.ALLOCATOR):
-        assert {name: os.environ[name] for name in duel.ALLOCATOR} == duel.ALLOCATOR | {"MALLOC_TOP_PAD_": "65536"}
+        assert {name: os.environ[name] for name in duel.ALLOCATOR} == duel.ALLOCATOR | {"MALLOC_ARENA_MAX": "3"}
     assert dict(os.environ) == before
+
+
+def test_record_names_the_allocator_that_the_sides_have(monkeypatch):
+    for name in duel.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setenv("MALLOC_CONF", "thp:always")
+    assert duel.allocator() == duel.ALLOCATOR | {"LD_PRELOAD": "", "MALLOC_CONF": "thp:always"}
