@@ -5,8 +5,10 @@ python experiments/tables.py --write  # puts those of docs/ between their marks
 """
 
 import argparse
+import itertools
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,16 @@ def benches(*names: str) -> str:
             cells = [row["title"], f"{rates['ours']:,.0f}", f"{rates['theirs']:,.0f}", f"{row['ratio']:.2f}"]
             cells += ["{:.2f} - {:.2f}".format(*row["interval"]), f"{row['at_least']:g}{'' if row['fast'] else ' (missed)'}"]
             lines.append(line([*cells, f"{memory:.2f}" if memory else "-"]))
+    return "\n".join(lines)
+
+
+def stages() -> str:
+    """What each part adds to a step of training, on both sides: seconds."""
+    (row,) = json.loads((RESULTS / "bench" / "policy_stages.json").read_text())["rows"]
+    lines = [line(["", *(f"+ {name}" for name in row["stages"]["ours"])]), "|---" * (len(row["stages"]["ours"]) + 1) + "|"]
+    for side, parts in row["stages"].items():
+        totals = [statistics.median(wall for wall, _ in times) for times in parts.values()]
+        lines.append(line([side, *(f"{now - before:.3f}" for before, now in itertools.pairwise([0.0, *totals]))]))
     return "\n".join(lines)
 
 
@@ -282,6 +294,9 @@ MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
     ("plan.md", "TABLE"): plans,
     ("plan.md", "LOGPROBS"): log_prob_memory,
     ("speed.md", "SPEED_TABLE"): lambda: benches("policy_dense", "policy_useful"),
+    ("speed.md", "SPEED_JEMALLOC"): lambda: benches("policy_dense_jemalloc"),
+    ("speed.md", "SPEED_STAGES"): stages,
+    ("speed.md", "SPEED_FIRST_HOST"): lambda: benches("policy_dense_first_host", "policy_useful_first_host"),
     ("rollout.md", "ROLLOUT_TABLES"): lambda: "\n\n".join([rollouts(), benches("rollout"), simulations()]),
     ("rft.md", "CCRFT_TABLE"): ccrft,
     ("rft.md", "ABLATION"): ablation,
