@@ -183,6 +183,38 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
     return "\n".join(lines)
 
 
+PEERS = ("supervised_answers", "supervised_chains", "from_tiny_sft")
+
+
+def peers(start: str = "tiny_sft_early") -> str:
+    """What else could be done with the labels of CC-RFT, or without: a row a model, each against what it started from."""
+    folder = RESULTS / "ccrft" / "eval"
+    starts = {name: "tiny_sft" if peer == "from_tiny_sft" else start for peer in PEERS for name in _seeds(folder, peer)}
+    shown = list(dict.fromkeys([start, *_seeds(folder, "full"), *(n for name in starts for n in (starts[name], name))]))
+    found = _evaluations(folder, shown)
+    head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "more than", "points", "95 % interval"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    for name, record in found.items():
+        row, before = record["with_tools"], starts.get(name, start if name.startswith("full") else None)
+        cells = [f"`{name}`", percent(row["accuracy"]), "{:.1f} - {:.1f}".format(*(100 * bound for bound in row["interval"]))]
+        cells += [f"{row['rapr']:.2f}", f"{row['racpr']:.2f}", percent(row["valid_calls"]), f"{row['mean_chain']:.2f}"]
+        if before:
+            result = seed_mean_difference(_right(record)[None], _right(found[before])[None])
+            cells += [f"`{before}`", f"{100 * result.difference:+.1f}"]
+            cells.append("{:+.1f} to {:+.1f}".format(*(100 * bound for bound in result.interval)))
+        lines.append(line(cells + [""] * (len(head) - len(cells))))
+    majority = json.loads((folder / "majority.json").read_text())
+    voted = np.array([int(digit) for digit in majority["items"]["majority"]])
+    result = seed_mean_difference(voted[None], _right(majority)[None])
+    low, high = result.interval
+    lines += [
+        "",
+        f"Majority of 8 samples of `{start}`, {len(voted)} of these questions: {percent(voted.mean())}, its greedy answers "
+        f"{percent(_right(majority).mean())}: {100 * result.difference:+.1f} points (95 % {100 * low:+.1f} to {100 * high:+.1f}).",
+    ]
+    return "\n".join(lines)
+
+
 VARIANTS = ("answer_only", "curiosity", "coherence", "curiosity_coherence", "full", "usage_bonus")
 
 
@@ -293,6 +325,7 @@ def line(cells: list[str]) -> str:
 MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
     ("plan.md", "TABLE"): plans,
     ("plan.md", "LOGPROBS"): log_prob_memory,
+    ("rft.md", "PEERS"): peers,
     ("speed.md", "SPEED_TABLE"): lambda: benches("policy_dense", "policy_useful"),
     ("speed.md", "SPEED_JEMALLOC"): lambda: benches("policy_dense_jemalloc"),
     ("speed.md", "SPEED_STAGES"): stages,
