@@ -192,7 +192,7 @@ def peers(start: str = "tiny_sft_early") -> str:
     starts = {name: "tiny_sft" if peer == "from_tiny_sft" else start for peer in PEERS for name in _seeds(folder, peer)}
     shown = list(dict.fromkeys([start, *_seeds(folder, "full"), *(n for name in starts for n in (starts[name], name))]))
     found = _evaluations(folder, shown)
-    head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "more than", "points", "95 % interval"]
+    head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "against", "points", "95 % interval"]
     lines = [line(head), "|---" * len(head) + "|"]
     for name, record in found.items():
         row, before = record["with_tools"], starts.get(name, start if name.startswith("full") else None)
