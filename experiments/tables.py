@@ -210,7 +210,8 @@ def peers(start: str = "tiny_sft_early") -> str:
     lines += [
         "",
         f"Majority of 8 samples of `{start}`, {len(voted)} of these questions: {percent(voted.mean())}, its greedy answers "
-        f"{percent(_right(majority).mean())}: {100 * result.difference:+.1f} points (95 % {100 * low:+.1f} to {100 * high:+.1f}).",
+        f"{percent(_right(majority).mean())}: {100 * result.difference:+.1f} points "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}).",
     ]
     return "\n".join(lines)
 
