@@ -1,6 +1,6 @@
 """Trains the tiny policy on this machine, phase by phase, evaluates what came out, and writes the report.
 
-  pixelis demo                      about 15 minutes on two cores
+  pixelis demo                      15 to 35 minutes on two cores
   pixelis demo --workdir=demo
 
 Starts from `tiny_base`, which can look, answer and copy but has never seen a tool: supervised fine-tuning on chains of tools,
