@@ -5,10 +5,8 @@ python experiments/tables.py --write  # puts those of docs/ between their marks
 """
 
 import argparse
-import itertools
 import json
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixelis_jax.evaluation.statistics import SeedMeanDifference, benjamini_hochberg, seed_mean_difference
+from pixelis_jax.speed.results import added_seconds
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -110,8 +109,7 @@ def stages() -> str:
     (row,) = json.loads((RESULTS / "bench" / "policy_stages.json").read_text())["rows"]
     lines = [line(["", *(f"+ {name}" for name in row["stages"]["ours"])]), "|---" * (len(row["stages"]["ours"]) + 1) + "|"]
     for side, parts in row["stages"].items():
-        totals = [statistics.median(wall for wall, _ in times) for times in parts.values()]
-        lines.append(line([side, *(f"{now - before:.3f}" for before, now in itertools.pairwise([0.0, *totals]))]))
+        lines.append(line([side, *(f"{seconds:.3f}" for seconds in added_seconds(parts))]))
     return "\n".join(lines)
 
 
@@ -157,9 +155,7 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
     lines = [line(head), "|---" * len(head) + "|"]
     for name, record in found.items():
         row = record["with_tools"]
-        low, high = row["interval"]
-        cells = [f"`{name}`", percent(row["accuracy"]), f"{100 * low:.1f} - {100 * high:.1f}"]
-        cells += [f"{row['rapr']:.2f}", f"{row['racpr']:.2f}", percent(row["valid_calls"]), f"{row['mean_chain']:.2f}"]
+        cells = _process(name, row)
         # Every question is answered, or nearly so: episodes with a call are RaPR of all.
         cells += [f"{row['mean_chain'] / max(row['rapr'], 1e-9):.2f}", percent(record["tool_gain"]), percent(record["tool_harm"])]
         lines.append(line(cells))
@@ -171,47 +167,38 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
     items = {name: _right(record) for name, record in found.items()}
     after, before = np.stack([items[name] for name in seeds]), np.stack([items[start]] * len(seeds))
     result = seed_mean_difference(after, before)
-    low, high = result.interval
-    by_seed = ", ".join(f"{100 * difference:+.1f}" for difference in result.by_seed)
-    count = after.shape[1]
+    points, interval, by_seed = _points(result)
     lines += [
         "",
-        f"{count:,} test questions, greedy, paired: {100 * result.difference:+.1f} points "
-        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
+        f"{after.shape[1]:,} test questions, greedy, paired: {points} points (95 % interval {interval}; "
         f"{100 * result.difference / items[start].mean():+.1f} % of the start), by seed {by_seed}; p = {result.p_value:.1g}.",
     ]
     return "\n".join(lines)
 
 
-PEERS = ("supervised_answers", "supervised_chains", "from_tiny_sft")
+PEERS = ("full", "supervised_answers", "supervised_chains", "from_tiny_sft")
 
 
 def peers(start: str = "tiny_sft_early") -> str:
     """What else could be done with the labels of CC-RFT, or without: a row a model, each against what it started from."""
     folder = RESULTS / "ccrft" / "eval"
     starts = {name: "tiny_sft" if peer == "from_tiny_sft" else start for peer in PEERS for name in _seeds(folder, peer)}
-    shown = list(dict.fromkeys([start, *_seeds(folder, "full"), *(n for name in starts for n in (starts[name], name))]))
-    found = _evaluations(folder, shown)
+    found = _evaluations(folder, list(dict.fromkeys(name for pair in starts.items() for name in reversed(pair))))
     head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "against", "points", "95 % interval"]
     lines = [line(head), "|---" * len(head) + "|"]
     for name, record in found.items():
-        row, before = record["with_tools"], starts.get(name, start if name.startswith("full") else None)
-        cells = [f"`{name}`", percent(row["accuracy"]), "{:.1f} - {:.1f}".format(*(100 * bound for bound in row["interval"]))]
-        cells += [f"{row['rapr']:.2f}", f"{row['racpr']:.2f}", percent(row["valid_calls"]), f"{row['mean_chain']:.2f}"]
-        if before:
+        compared = ["", "", ""]
+        if before := starts.get(name):
             result = seed_mean_difference(_right(record)[None], _right(found[before])[None])
-            cells += [f"`{before}`", f"{100 * result.difference:+.1f}"]
-            cells.append("{:+.1f} to {:+.1f}".format(*(100 * bound for bound in result.interval)))
-        lines.append(line(cells + [""] * (len(head) - len(cells))))
-    majority = json.loads((folder / "majority.json").read_text())
-    voted = np.array([int(digit) for digit in majority["items"]["majority"]])
-    result = seed_mean_difference(voted[None], _right(majority)[None])
-    low, high = result.interval
+            compared = [f"`{before}`", *_points(result)[:2]]
+        lines.append(line([*_process(name, record["with_tools"]), *compared]))
+    majority = _evaluations(folder, ["majority"])["majority"]
+    voted, greedy = _right(majority, "majority"), _right(majority)
+    points, interval, _ = _points(seed_mean_difference(voted[None], greedy[None]))
     lines += [
         "",
         f"Majority of 8 samples of `{start}`, {len(voted)} of these questions: {percent(voted.mean())}, its greedy answers "
-        f"{percent(_right(majority).mean())}: {100 * result.difference:+.1f} points "
-        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}).",
+        f"{percent(greedy.mean())}: {points} points (95 % interval {interval}).",
     ]
     return "\n".join(lines)
 
@@ -250,12 +237,7 @@ def ablation(start: str = "tiny_sft_early") -> str:
     head = ["accuracy of", "less that of", "points", "95 % interval", "by seed", "p, adjusted"]
     lines += ["", line(head), "|---" * len(head) + "|"]
     for (variant, other, result), p_value in zip(compared, adjusted.tolist(), strict=True):
-        low, high = result.interval
-        by_seed = ", ".join(f"{100 * difference:+.1f}" for difference in result.by_seed)
-        points = f"{100 * result.difference:+.1f}"
-        lines.append(
-            line([f"`{variant}`", f"`{other}`", points, f"{100 * low:+.1f} to {100 * high:+.1f}", by_seed, f"{p_value:.2g}"])
-        )
+        lines.append(line([f"`{variant}`", f"`{other}`", *_points(result), f"{p_value:.2g}"]))
     return "\n".join(lines)
 
 
@@ -272,9 +254,23 @@ def _evaluations(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]
     return found
 
 
-def _right(record: Mapping[str, Any]) -> np.ndarray:
-    """0 or 1 of each question, with tools."""
-    return np.array([int(digit) for digit in record["items"]["with_tools"]])
+def _right(record: Mapping[str, Any], asked: str = "with_tools") -> np.ndarray:
+    """0 or 1 of each question."""
+    return np.array([int(digit) for digit in record["items"][asked]])
+
+
+def _process(name: str, row: Mapping[str, Any]) -> list[str]:
+    """Cells of a model: name, accuracy, its 95 % interval, RaPR, RaCPR, valid calls, calls."""
+    low, high = row["interval"]
+    cells = [f"`{name}`", percent(row["accuracy"]), f"{100 * low:.1f} - {100 * high:.1f}"]
+    return [*cells, f"{row['rapr']:.2f}", f"{row['racpr']:.2f}", percent(row["valid_calls"]), f"{row['mean_chain']:.2f}"]
+
+
+def _points(result: SeedMeanDifference) -> tuple[str, str, str]:
+    """A difference in points: the mean over seeds, its 95 % interval, and each seed's."""
+    low, high = result.interval
+    by_seed = ", ".join(f"{100 * difference:+.1f}" for difference in result.by_seed)
+    return f"{100 * result.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", by_seed
 
 
 def kl_plant() -> str:

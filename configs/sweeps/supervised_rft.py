@@ -3,7 +3,8 @@
     pixelis sweep --config=configs/sweeps/supervised_rft.py --workdir=runs/supervised_rft
 
 CC-RFT asks 320 of these 360 questions, and a few more where it refills, and reads their answers alone; `chains` adds what it
-never sees. Cost: 6 runs of 150 steps, about 3 minutes each on two cores. What comes out: docs/rft.md.
+never sees. Cost: 6 runs of 150 steps, 7 (`answers`) and 15 minutes (`chains`) on one of two busy cores. What comes out:
+docs/rft.md.
 """
 
 from ml_collections import ConfigDict

@@ -163,7 +163,7 @@ def _player(context: Any, side: str, work: Work, folder: str, threads: int) -> I
 
 def allocator() -> dict[str, str]:
     """What decides where the memory of both sides comes from: `ALLOCATOR`, and what the caller has set."""
-    return {name: value for name, value in (ALLOCATOR | dict(os.environ)).items() if name in {*ALLOCATOR, *_OTHERS}}
+    return ALLOCATOR | {name: os.environ[name] for name in (*ALLOCATOR, *_OTHERS) if name in os.environ}
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Figures of a comparison as rows for a table and for JSON."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,15 @@ def stage_table(rows: list[dict[str, Any]]) -> str:
         names = list(row["stages"]["ours"])
         lines += ["", row["title"], f"{'':10}" + "".join(f"{'+ ' + name:>18}" for name in names)]
         for side in SIDES:
-            totals = [float(np.median([wall for wall, _ in row["stages"][side][name]])) for name in names]
-            added = np.diff(totals, prepend=0.0)
-            lines.append(f"{side:10}" + "".join(f"{seconds:>18.3f}" for seconds in added))
+            lines.append(f"{side:10}" + "".join(f"{seconds:>18.3f}" for seconds in added_seconds(row["stages"][side])))
     return "\n".join(lines)
+
+
+def added_seconds(stages: Mapping[str, Sequence[Sequence[float]]]) -> list[float]:
+    """What each part of one side's step adds to the parts before it: differences of medians of wall clock.
+
+    Args:
+      stages: part -> (wall clock, processor time) of each repetition, in seconds; each part holds those before it.
+    """
+    totals = [float(np.median([wall for wall, _ in times])) for times in stages.values()]
+    return np.diff(totals, prepend=0.0).tolist()
