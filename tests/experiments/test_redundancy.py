@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pixelis_jax import rewards
@@ -127,6 +127,7 @@ def test_what_was_made_is_read_again_and_only_with_its_settings(made, monkeypatc
     corner=st.tuples(st.integers(0, 960), st.integers(0, 960)), size=st.tuples(st.integers(40, 1000), st.integers(40, 1000)),
     seed=st.integers(0, 9),
 )  # fmt: skip
+@example(corner=(0, 0), size=(40, 80), seed=0)
 def test_a_moved_box_overlaps_by_about_0_85(corner, size, seed):
     box = (*corner, *(min(start + side, 1000) for start, side in zip(corner, size, strict=True)))
     other = moved(box, np.random.default_rng(seed))
