@@ -42,7 +42,8 @@ class Execution:
         forms are converted by `weights`.
       remat: what the backward pass computes again. ``none``: nothing; ``full``: all of a layer; ``dots``: everything but the
         results of matrix products with parameters.
-      attention: ``xla``, or ``splash``: the Pallas kernel of JAX for sequences without a cache (TPU only).
+      attention: ``xla``, or ``splash``: Pallas kernels of JAX for sequences without a cache (TPU only), of attention
+        and of the products of experts.
     """
 
     scan_layers: bool = False

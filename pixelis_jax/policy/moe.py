@@ -1,8 +1,9 @@
 """A mixture of experts in place of the feed-forward block: each token meets the few experts that its router chooses.
 
 Exact: no capacity limit, no token is dropped. Tokens are sorted by expert and every expert multiplies its own run of rows
-(`jax.lax.ragged_dot`). On a mesh, experts are split over the axis ``expert``: its devices see each other's tokens, each computes
-what its own experts add, and the sums return to where the tokens live.
+(`jax.lax.ragged_dot`, or where TPU kernels are asked for JAX's ``megablox``). On a mesh, experts are split over the axis
+``expert``: its devices see each other's tokens, each computes what its own experts add, and the sums return to where the tokens
+live.
 """
 
 import functools
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.pallas.ops.tpu import megablox
 
 from pixelis_jax import sharding
+from pixelis_jax.policy.attention import LANES
 from pixelis_jax.policy.config import Precision, TextConfig
 
 
@@ -32,12 +35,12 @@ class MixtureOfExperts(nnx.Module):
         self.chosen = config.num_experts_per_tok
         self.compute = precision.compute
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[B, T, D]`` to ``[B, T, D]``."""
+    def __call__(self, x: jax.Array, *, kernel: bool = False) -> jax.Array:
+        """Maps ``[B, T, D]`` to ``[B, T, D]``; `kernel` as in `mix`."""
         weights, experts = self.route(x)
         arrays = (x, weights, experts, self.gate_up[...].astype(self.compute), self.down[...].astype(self.compute))
         if not sharding.distributed():
-            return mix(x, weights, experts, arrays[3], arrays[4])
+            return mix(*arrays, kernel=kernel)
         mesh = jax.sharding.get_abstract_mesh()
         tokens = sharding.partition_spec(("batch", "length", None), x.shape, mesh)
         # The rows of a weight are gathered here (fully sharded data parallelism); experts and widths stay where they are.
@@ -48,6 +51,7 @@ class MixtureOfExperts(nnx.Module):
             expert_axis=sharding.only_axis(gate_up[0]),
             width_axis=sharding.only_axis(gate_up[3]),
             gathered="expert" in (tokens[0] or ()),
+            kernel=kernel,
         )
         specs = (tokens, tokens, tokens, gate_up, down)
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)(*arrays)
@@ -76,6 +80,7 @@ def mix(
     expert_axis: str | None = None,
     width_axis: str | None = None,
     gathered: bool = False,
+    kernel: bool = False,
 ) -> jax.Array:
     """Sums what the chosen experts say of each token.
 
@@ -88,6 +93,7 @@ def mix(
       expert_axis: mesh axis over which experts are split, inside a `jax.shard_map`.
       width_axis: mesh axis over which I is split.
       gathered: the batch is split over the expert axis too, so its devices must see each other's tokens.
+      kernel: products by Pallas kernels (TPU only), where the kernels take as many rows.
 
     Returns:
       ``[B, T, D]``.
@@ -102,13 +108,14 @@ def mix(
     number = jnp.where((number >= 0) & (number < count), number, count)
     order = jnp.argsort(number, stable=True)
     inverse = jnp.argsort(order, stable=True)
-    sizes = jnp.bincount(number, length=count + 1)[:count].astype(jnp.int32)
+    sizes = jnp.bincount(number, length=count + 1).astype(jnp.int32)
+    multiply = _by_kernel if kernel and number.size % LANES == 0 else _by_runs
 
     rows = _permute(jnp.repeat(flat, chosen, axis=0), order, inverse)  # [N * k, D], by expert
-    hidden = jax.lax.ragged_dot(rows, gate_up.reshape(*gate_up.shape[:2], -1), sizes)
+    hidden = multiply(rows, gate_up.reshape(*gate_up.shape[:2], -1), sizes)
     gate, up = jnp.split(hidden, 2, axis=-1)
-    said = jax.lax.ragged_dot(jax.nn.silu(gate) * up, down, sizes)
-    here = jnp.arange(len(said))[:, None] < sizes.sum()
+    said = multiply(jax.nn.silu(gate) * up, down, sizes)
+    here = jnp.arange(len(said))[:, None] < sizes[:count].sum()
     said = _permute(jnp.where(here, said, 0), inverse, order).reshape(-1, chosen, shape[-1])
     mixed = jnp.einsum("nkd,nk->nd", said, weights.reshape(-1, chosen)).reshape(x.shape)
     if width_axis:
@@ -118,6 +125,34 @@ def mix(
             return jax.lax.psum_scatter(mixed, expert_axis, scatter_dimension=0, tiled=True)
         mixed = jax.lax.psum(mixed, expert_axis)
     return mixed
+
+
+def _by_runs(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Multiplies each run of rows by the weights of its expert.
+
+    Args:
+      rows: ``[M, K]``, by expert; those of experts that live elsewhere come last, and get zeros.
+      weights: of the E experts that live here, ``[E, K, N]``.
+      sizes: rows of each expert and of the rest, int32 ``[E + 1]``.
+
+    Returns:
+      ``[M, N]``.
+    """
+    return jax.lax.ragged_dot(rows, weights, sizes[: len(weights)])
+
+
+def _by_kernel(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`_by_runs` by Pallas kernels: for the gradient of `jax.lax.ragged_dot` the TPU compiler multiplies with every expert."""
+    return megablox.gmm(rows, weights, sizes, rows.dtype, _tiles)
+
+
+def _tiles(rows: int, inner: int, outer: int) -> tuple[int, int, int]:
+    """Tiles of a product ``[rows, inner] x [inner, outer]``: the largest that divide it and fit the core's memory."""
+
+    def tile(size: int, most: int) -> int:
+        return next((tile for tile in range(most, 0, -LANES) if size % tile == 0), min(size, most))
+
+    return tile(rows, 512), tile(inner, 1024), tile(outer, 1024)
 
 
 @jax.custom_vjp

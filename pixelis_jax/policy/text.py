@@ -46,6 +46,11 @@ class AttentionContext:
     step: jax.Array | None = None
     page: int = struct.field(pytree_node=False, default=0)
 
+    @property
+    def on_kernels(self) -> bool:
+        """Whether Pallas kernels compute where there are some."""
+        return self.local_bias is None and self.window_bias is None
+
     @classmethod
     def create(
         cls,
@@ -219,7 +224,8 @@ class DecoderLayer(nnx.Module):
         x = constrain(x, "batch", "length", "act_embed")
         mixed, chunk = self.attn(self.input_norm(x), context, past)
         x = x + mixed
-        x = x + self.mlp(self.post_attention_norm(x))
+        wide = self.post_attention_norm(x)
+        x = x + (self.mlp(wide, kernel=context.on_kernels) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(wide))
         return constrain(x, "batch", "length", "act_embed"), chunk
 
 

@@ -1,6 +1,7 @@
 """A mixture of experts against the sum written out token by token."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -88,3 +89,24 @@ def test_thirty_billion_parameters_of_which_three_are_met():
     experts = sum(int(np.prod(shape)) for name, shape in names.items() if ".experts." in name)
     assert 30e9 < total < 32e9
     assert 3e9 < total - experts * (1 - 8 / 128) < 4e9
+
+
+@pytest.mark.parametrize("elsewhere", [0, 2])
+def test_kernels_multiply_like_ragged_products(elsewhere, monkeypatch):
+    monkeypatch.setattr(moe.megablox, "gmm", functools.partial(moe.megablox.gmm, interpret=True))
+    layer, rng = _layer(), np.random.default_rng(3)
+    x, target = (jnp.asarray(rng.normal(size=(2, 64, 8)), jnp.float32) for _ in range(2))  # 256 choices
+    weights, experts = layer.route(x)
+    experts = jnp.where(experts == 1, 3, experts) - elsewhere  # one expert that nobody chose; the first few live elsewhere
+
+    def loss(x, gate_up, down, kernel):
+        said = moe.mix(x, weights, experts, gate_up, down, kernel=kernel)
+        return jnp.vdot(said, target), said
+
+    here = (layer.gate_up[...][elsewhere:], layer.down[...][elsewhere:])
+    graded = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    ((_, runs), by_runs), ((_, kernel), by_kernel) = (graded(x, *here, kernel) for kernel in (False, True))
+    np.testing.assert_allclose(kernel, runs, atol=1e-5)
+    for mine, theirs in zip(by_kernel, by_runs, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+        assert np.abs(theirs).max() > 1e-2
