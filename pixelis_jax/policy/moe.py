@@ -43,16 +43,20 @@ class MixtureOfExperts(nnx.Module):
             return mix(*arrays, kernel=kernel)
         mesh = jax.sharding.get_abstract_mesh()
         tokens = sharding.partition_spec(("batch", "length", None), x.shape, mesh)
-        # The rows of a weight are gathered here (fully sharded data parallelism); experts and widths stay where they are.
-        gate_up = sharding.partition_spec(("expert", None, None, "mlp"), arrays[3].shape, mesh)
-        down = sharding.partition_spec(("expert", "mlp", None), arrays[4].shape, mesh)
-        local = functools.partial(
+        gate_up = sharding.partition_spec(("expert", "embed", None, "mlp"), arrays[3].shape, mesh)
+        down = sharding.partition_spec(("expert", "mlp", "embed"), arrays[4].shape, mesh)
+        mixing = functools.partial(
             mix,
             expert_axis=sharding.only_axis(gate_up[0]),
             width_axis=sharding.only_axis(gate_up[3]),
             gathered="expert" in (tokens[0] or ()),
             kernel=kernel,
         )
+
+        def local(x: jax.Array, weights: jax.Array, experts: jax.Array, *kernels: jax.Array) -> jax.Array:
+            # Gathered in here (fully sharded data parallelism), so that the gradient is scattered as it is summed.
+            return mixing(x, weights, experts, _gather(kernels[0], gate_up[1], 1), _gather(kernels[1], down[2], 2))
+
         specs = (tokens, tokens, tokens, gate_up, down)
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)(*arrays)
 
@@ -125,6 +129,11 @@ def mix(
             return jax.lax.psum_scatter(mixed, expert_axis, scatter_dimension=0, tiled=True)
         mixed = jax.lax.psum(mixed, expert_axis)
     return mixed
+
+
+def _gather(x: jax.Array, axes: tuple[str, ...] | str | None, dimension: int) -> jax.Array:
+    """A dimension that mesh axes split, whole; inside a `jax.shard_map`."""
+    return jax.lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
 
 
 def _by_runs(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
