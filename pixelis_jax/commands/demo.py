@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     settings = eval_scenes.get_config()
     build = functools.partial(evaluation.build_examples, workers=settings.workers)
     examples = build(args.workdir / "data", settings.split, dict.fromkeys(eval_scenes.FAMILIES, args.questions))
-    apart = _stream(args) + 2  # the stream, and the probe set behind it
+    apart = _each_family(args.queries) + 2  # the stream, and the probe set behind it
     drawn = build(args.workdir / "shift", "shift", dict.fromkeys(eval_scenes.FAMILIES, apart + args.questions))
     shifted = [e for family in eval_scenes.FAMILIES for e in [e for e in drawn if e.family == family][apart:]]
     rows = {}
@@ -137,17 +137,17 @@ def _ccrft(args: argparse.Namespace, start: Path) -> ConfigDict:
     config = tiny_ccrft.get_config()
     config.init_from = str(start)
     asked = args.iterations * config.prompts * (1 + config.refills)
-    config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, min(args.scenes, -(-asked // len(tiny_sft.FAMILIES))))
+    config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, min(args.scenes, _each_family(asked)))
     config.total_steps = args.iterations
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, args.iterations * config.minibatches - 1)
     return config
 
 
-def _stream(args: argparse.Namespace) -> int:
-    """Questions of each family that the stream is drawn from."""
+def _each_family(questions: int) -> int:
+    """How many of each family make at least so many together."""
     from configs import tiny_sft
 
-    return -(-int(args.queries) // len(tiny_sft.FAMILIES))
+    return -(-questions // len(tiny_sft.FAMILIES))
 
 
 def _ttrl(args: argparse.Namespace, start: Path) -> ConfigDict:
@@ -155,7 +155,7 @@ def _ttrl(args: argparse.Namespace, start: Path) -> ConfigDict:
 
     config = tiny_ttrl.get_config()
     config.init_from = str(start)
-    config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, _stream(args))
+    config.scenes.counts = dict.fromkeys(tiny_sft.FAMILIES, _each_family(args.queries))
     config.memory.silent_below = min(config.memory.silent_below, args.queries // 4)
     share = args.queries / config.total_steps
     config.ema.half_life = max(share * config.ema.half_life, 1.0)

@@ -119,7 +119,7 @@ def mix(
     hidden = multiply(rows, gate_up.reshape(*gate_up.shape[:2], -1), sizes)
     gate, up = jnp.split(hidden, 2, axis=-1)
     said = multiply(jax.nn.silu(gate) * up, down, sizes)
-    here = jnp.arange(len(said))[:, None] < sizes[:count].sum()
+    here = jnp.arange(len(said))[:, None] < len(said) - sizes[count]
     said = _permute(jnp.where(here, said, 0), inverse, order).reshape(-1, chosen, shape[-1])
     mixed = jnp.einsum("nkd,nk->nd", said, weights.reshape(-1, chosen)).reshape(x.shape)
     if width_axis:
@@ -140,7 +140,7 @@ def _by_runs(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array
     """Multiplies each run of rows by the weights of its expert.
 
     Args:
-      rows: ``[M, K]``, by expert; those of experts that live elsewhere come last, and get zeros.
+      rows: ``[M, K]``, by expert; those of experts that live elsewhere come last, and what they get means nothing.
       weights: of the E experts that live here, ``[E, K, N]``.
       sizes: rows of each expert and of the rest, int32 ``[E + 1]``.
 
