@@ -5,8 +5,9 @@
 
 Writes experiments/results/STUDY/VARIANT-SEED.json: command, the fields that it changed, commit, machine, wall time, curves of at
 most 500 points (each the mean of a stretch where there are more) and, with --eval, what `pixelis eval` found. Of a run that
-answers a stream of queries there are also the shares of its updates inside, below and above the corridor of the divergence. Paths
-of this machine are cut down to what lies below the checkout. Exit status: 0 written, 2 bad input.
+answers a stream of queries there are also the shares of its updates inside, below and above the corridor of the divergence, and
+of each query whether the greedy answer and the vote's were right, so that runs can be compared query by query. Paths of this
+machine are cut down to what lies below the checkout. Exit status: 0 written, 2 bad input.
 """
 
 import argparse
@@ -97,7 +98,7 @@ def summarize(workdir: Path, *, study: str, variant: str, seed: int, results: Pa
         "machine": f"{environment.get('machine')}, {devices.get('count')} x {devices.get('kind')}",
         "wall_time_s": round(wall_time([row["time"] for row in rows])),
         "curves": curves(rows, workdir, online=online),
-        **({"corridor": corridor(rows, warm_up)} if online else {}),
+        **({"corridor": corridor(rows, warm_up), "items": items(rows, workdir)} if online else {}),
         "eval": {} if results is None else evaluation(results),
     }
 
@@ -163,6 +164,33 @@ def corridor(rows: Sequence[Mapping[str, Any]], warm_up: int) -> dict[str, Any] 
         "after_warm_up": dataclasses.asdict(in_corridor(later)) if later else None,
         "not_finite": len(measured) - len(finite),
     }
+
+
+def items(rows: Sequence[Mapping[str, Any]], workdir: Path) -> dict[str, Any]:
+    """Which queries of a stream were answered rightly.
+
+    Args:
+      rows: Metrics in any order; those of query n stand at step n + 1.
+      workdir: Of the run, for the names of its queries.
+
+    Returns:
+      `queries`, their names in the order of the stream, and a digit each, 0 or 1, in `accuracy` (greedy) and `vote`.
+
+    Raises:
+      InputError: `answers.jsonl` does not hold these queries.
+    """
+    path = workdir / "answers.jsonl"
+    try:
+        names = {answer["number"]: answer["query"] for answer in map(json.loads, path.read_text().splitlines())}
+        judged = {int(row["step"]): row for row in rows if all(ONLINE[name] in row for name in RUNNING)}
+        found: dict[str, Any] = {"queries": [names[step - 1] for step in sorted(judged)]}
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not hold the queries that the metrics are of") from error
+    for name in RUNNING:
+        found[name] = "".join(str(int(judged[step][ONLINE[name]])) for step in sorted(judged))
+    return found
 
 
 def _running_mean(values: Sequence[float | None]) -> list[float | None]:

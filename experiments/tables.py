@@ -241,6 +241,138 @@ def ablation(start: str = "tiny_sft_early") -> str:
     return "\n".join(lines)
 
 
+LONG = ("safe", "no_kl")
+
+
+def ttrl(start: str = "tiny_sft_early") -> str:
+    """Pixel TTRL of 400 queries: fresh questions of the shift, then of the test split, a row a run, and over the seeds."""
+    asked = {
+        "shift": ("fresh questions of the shift", RESULTS / "ttrl" / "eval", RESULTS / "ttrl" / "eval"),
+        "test": ("unshifted test questions", RESULTS / "ttrl" / "eval_test", RESULTS / "ccrft" / "eval"),
+    }
+    head = ["", "questions", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "calls where any"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    facts = []
+    for split, (title, folder, of_start) in asked.items():
+        before = _evaluations(of_start, [start])[start]
+        names = {variant: _seeds(folder, variant) for variant in LONG}
+        found = _evaluations(folder, [name for seeds in names.values() for name in seeds])
+        if {record["questions"] for record in found.values()} - {before["questions"]}:
+            raise ValueError(f"{title}: the runs and {start} were not asked the same questions")
+        for name, record in ({start: before} | found).items():
+            row = record["with_tools"]
+            name_cell, *cells = _process(name, row)
+            lines.append(line([name_cell, split, *cells, f"{row['mean_chain'] / max(row['rapr'], 1e-9):.2f}"]))
+        base = _right(before)
+        for variant, seeds in names.items():
+            if seeds:
+                outcomes = np.stack([_right(found[name]) for name in seeds])
+                result = seed_mean_difference(outcomes, np.stack([base] * len(seeds)))
+                points, interval, by_seed = _points(result)
+                relative = f"{100 * result.difference / base.mean():+.1f} % of the start"
+                counted = f"{len(base):,} {title}, greedy, paired"
+                facts.append(f"- `{variant}`, {counted}: {points} points ({interval}; {relative}), by seed {by_seed}.")
+    return "\n".join([*lines, "", *facts])
+
+
+def stream(learning: str = "safe", frozen: str = "frozen") -> str:
+    """Answers to the queries of the stream, each given before it was learnt from, of a policy that learns and of the frozen one.
+
+    The seeds have the same queries in other orders, but for a few; those that all have are compared, so that a query is drawn
+    together with itself in the other seeds.
+    """
+    folder = RESULTS / "ttrl"
+    runs = {seed: [_queries(folder / f"{variant}-{seed}.json") for variant in (learning, frozen)] for seed in range(3)}
+    common = sorted(set.intersection(*(set(run) for pair in runs.values() for run in pair)))
+    right = np.array([[[run[query] for query in common] for run in pair] for pair in runs.values()])  # [S, 2, N, 2]
+    head = ["", "learning", "frozen", "points", "95 % interval", "by seed", "p"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    ways = {
+        "greedy, learning - greedy, frozen": ((0, 0), (1, 0)),
+        "vote of 8, learning - vote of 8, frozen": ((0, 1), (1, 1)),
+        "greedy, learning - vote of 8, frozen": ((0, 0), (1, 1)),
+    }
+    for title, ((first, own), (second, other)) in ways.items():
+        left, beside = right[:, first, :, own], right[:, second, :, other]
+        result = seed_mean_difference(left, beside)
+        cells = [title, percent(left.mean()), percent(beside.mean()), *_points(result), f"{result.p_value:.1g}"]
+        lines.append(line(cells))
+    return "\n".join([*lines, "", f"{len(common)} queries that every seed has, {len(runs)} seeds."])
+
+
+def _queries(path: Path) -> dict[str, tuple[int, int]]:
+    """Of each query of a run's stream: whether the greedy answer was right, and the vote's."""
+    items = json.loads(path.read_text())["items"]
+    pairs = zip(map(int, items["accuracy"]), map(int, items["vote"]), strict=True)
+    return dict(zip(items["queries"], pairs, strict=True))
+
+
+CONTROLS = {
+    "short_safe": "as shipped",
+    "short_no_kl": "no KL, no guard",
+    "fixed_beta": "beta stays",
+    "no_evidence": "exemplars need no checked call",
+    "ans_ssc": "votes by answers alone (Ans-SSC)",
+    "answer_majority": "hard majority, any winner",
+    "process_scoring": "votes by fidelity alone",
+    "random_exemplar": "any winner, checked or not",
+    "no_tools": "no tools, entropy alone",
+    "retrieval_off": "no memory",
+    "value_off": "memory without value",
+    "poison": "30 % of the memory poisoned",
+    "poison_value_off": "poisoned, memory without value",
+    "grpo": "policy gradient of the consensus",
+}
+"""Variants of `configs/sweeps/ttrl.py` with 150 queries, and what each changes."""
+
+
+def controls(start: str = "tiny_sft_early", whole: str = "short_safe") -> str:
+    """Which part of Pixel TTRL does what, 150 queries a run, on fresh questions of the shift.
+
+    p-values of all comparisons of the table are adjusted together (Benjamini and Hochberg, 1995).
+    """
+    folder = RESULTS / "ttrl" / "eval"
+    names = {variant: _seeds(folder, variant) for variant in CONTROLS}
+    names = {variant: seeds for variant, seeds in names.items() if seeds}
+    found = _evaluations(folder, [start, *(name for seeds in names.values() for name in seeds)])
+    right = {name: _right(record) for name, record in found.items()}
+    compared: dict[tuple[str, str], SeedMeanDifference] = {}
+    for variant, seeds in names.items():
+        own = np.stack([right[name] for name in seeds])
+        compared[variant, start] = seed_mean_difference(own, np.stack([right[start]] * len(seeds)))
+        peers_of = [f"{whole}-{name.rsplit('-', 1)[1]}" for name in seeds]
+        if variant != whole and set(peers_of) <= set(names.get(whole, ())):
+            compared[variant, whole] = seed_mean_difference(own, np.stack([right[name] for name in peers_of]))
+    adjusted = dict(zip(compared, benjamini_hochberg([result.p_value for result in compared.values()]).tolist(), strict=True))
+    head = ["", "", "seeds", "lessons", "fresh questions", "calls"]
+    head += ["less the start", "95 % interval", "p, adjusted", "less the whole", "95 % interval", "p, adjusted"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    for variant, seeds in names.items():
+        rows = [found[name]["with_tools"] for name in seeds]
+        runs = [json.loads((RESULTS / "ttrl" / f"{name}.json").read_text()) for name in seeds]
+        lessons = ", ".join(str(int(sum(run["curves"]["learnt"]))) for run in runs)
+        cells = [f"`{variant}`", CONTROLS[variant], str(len(seeds)), lessons]
+        cells += [percent(np.mean([row["accuracy"] for row in rows])), f"{np.mean([row['mean_chain'] for row in rows]):.2f}"]
+        for other in (start, whole):
+            result = compared.get((variant, other))
+            cells += [*_points(result)[:2], f"{adjusted[variant, other]:.2g}"] if result else ["-"] * 3
+        lines.append(line(cells))
+    return "\n".join(lines)
+
+
+def corridor() -> str:
+    """Where the divergence lay after each update behind the warm-up, a row a run of 400 queries, beside the paper's."""
+    head = ["", "updates", "inside 0.10 - 0.20", "below", "above", "median", "P95", "greatest", "taken back"]
+    lines = [line(head), "|---" * len(head) + "|"]
+    for name in (name for variant in LONG for name in _seeds(RESULTS / "ttrl", variant)):
+        run = json.loads((RESULTS / "ttrl" / f"{name}.json").read_text())
+        found = run["corridor"]["after_warm_up"]
+        cells = [f"`{name}`", str(found["updates"]), *(percent(found[share]) for share in ("inside", "below", "above"))]
+        cells += [f"{found[value]:.3f}" for value in ("median", "p95", "greatest")]
+        lines.append(line([*cells, str(int(sum(run["curves"]["rolled_back"])))]))
+    return "\n".join(lines)
+
+
 def _seeds(folder: Path, variant: str) -> list[str]:
     """Names of a variant's evaluations, by seed."""
     return sorted(path.stem for path in folder.glob(f"{variant}-[0-9]*.json"))

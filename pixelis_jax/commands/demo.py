@@ -6,7 +6,8 @@
 Starts from `tiny_base`, which can look, answer and copy but has never seen a tool: supervised fine-tuning on chains of tools,
 then reinforcement learning from its own episodes, then learning at test time from a stream of unlabelled questions under shift.
 The table compares the base with what each phase made of it, with and without tools, and the last two on questions under shift
-that were not in the stream; no shipped fine-tuned weights are involved. Run again, the same command goes on where it was stopped.
+that were not in the stream; no shipped fine-tuned weights are involved. Its figures go to `results.json` too. Run again, the same
+command goes on where it was stopped.
 
 Exit status: 0 done, 1 a phase diverged, 2 bad input, 3 training was stopped (SIGTERM, Ctrl-C).
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     from pixelis_jax.commands.errors import UserError
     from pixelis_jax.report import write_report
     from pixelis_jax.training.watch import CollapseError
+    from pixelis_jax.workdir import Workdir
 
+    began = time.monotonic()
     for name in SETTINGS:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -112,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
     print("5/5  report", flush=True)
     page = args.workdir / "report.html"
     summary = write_report([sft, ccrft, args.workdir / "eval-ccrft", ttrl, args.workdir / "eval-ttrl-shift"], page)
+    environment = Workdir(args.workdir).environment
+    made = {"commit": environment["commit"], "machine": environment["machine"], "seconds": round(time.monotonic() - began)}
+    evaluation.write_results(args.workdir, made | {"results": rows})
     print(evaluation.table(rows))
     print(f"{page}: {summary}")
     return 0

@@ -145,6 +145,9 @@ def test_demo_runs_to_its_report_and_guards_its_directory(run, base, tmp_path, m
     both = [f"{phase}, {tools} tools" for phase in ("sft", "ccrft") for tools in ("without", "with")]
     shifted = [f"{phase}-shift, with tools" for phase in ("ccrft", "ttrl")]
     assert [line.split("  ")[0] for line in table] == ["tiny_base, without tools", *both, *shifted]
+    written = json.loads(Path("demo/results.json").read_text())
+    assert set(written["results"]) == {"tiny_base", "sft", "ccrft", "ccrft-shift", "ttrl-shift"} and written["seconds"] > 0
+    assert written["results"]["sft"]["with_tools"]["n"] == 9
     assert run("demo", *small)[0] == 0
     status, _, err = run("demo", *small[:4], "--questions=2")
     assert status == 2 and "questions (1 -> 2)" in err

@@ -255,6 +255,9 @@ def workdir(tmp_path):
         for number, rows in enumerate(shards):
             lines = [json.dumps({"step": step, "time": time, **scalars}) for step, time, scalars in rows]
             (tmp_path / "run" / f"metrics-{number}-0.jsonl").write_text("".join(line + "\n" for line in lines))
+        if queries := [step - 1 for rows in shards for step, _, scalars in rows if "accuracy/greedy" in scalars]:
+            answers = [json.dumps({"number": number, "query": f"read-shift-{number}"}) for number in queries]
+            (tmp_path / "run" / "answers.jsonl").write_text("".join(line + "\n" for line in answers))
         return tmp_path / "run"
 
     return make
@@ -330,6 +333,11 @@ def test_a_stream_of_queries_by_hand(workdir, tmp_path):
         "abstained": [0.0] * 6,
         "updates": [1.0, 2.0, None, 3.0, 4.0, 5.0],
     }
+    assert found["items"] == {
+        "queries": [f"read-shift-{number}" for number in range(6)],
+        "accuracy": "101010",
+        "vote": "111111",
+    }
 
 
 def test_running_means_and_shares_are_taken_before_points_are_thinned(workdir, tmp_path):
@@ -395,6 +403,10 @@ def test_what_cannot_be_summarized(workdir, tmp_path, capsys):
     (run / "metrics-0-1.jsonl").write_text('{"step": 2, "time": 1, "kl": 0.5}\n')
     refused("No such file", f"--eval={tmp_path / 'none.json'}")
     refused("is no results.json", f"--eval={run / 'config.json'}")
+    (run / "metrics-0-1.jsonl").write_text('{"step": 2, "time": 1, "accuracy/greedy": 1, "accuracy/vote": 1}\n')
+    refused("answers.jsonl: No such file")
+    (run / "answers.jsonl").write_text('{"number": 0, "query": "read-shift-0"}\n')
+    refused("does not hold the queries")
     assert not (tmp_path / "results").exists()
     (run / "metrics-0-1.jsonl").write_text("{")
     refused("damaged")
