@@ -49,7 +49,7 @@ def plans() -> str:
     rows = [(plan, program) for plan in files for program in plan["programs"]]
     for plan, program in sorted(rows, key=_plan_order):
         config, memory, bound, made = plan["config"], program["memory"], program["roofline"], program["compiled"]
-        name = program["name"] + (" (adapters)" if config["trainable"] == "adapters" and program["name"] == "sft" else "")
+        name = program["name"] + (" (adapters)" if config["trainable"] == "adapters" else "")
         mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
         train, sample = config["train"], config["sample"]
         batch = {
