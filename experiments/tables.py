@@ -80,6 +80,23 @@ def log_prob_memory() -> str:
     return f"{whole} {chunked}, {result['ratio']:.1f} x less."
 
 
+def parity() -> str:
+    """How far the policy is from transformers, a row a modality, and how far it is with mistakes that were made on purpose."""
+    found = json.loads((RESULTS / "parity" / "parity.json").read_text())["results"]
+    families, by_row = list(found["families"]), {}
+    for one in found["differences"]:
+        by_row.setdefault(one["modality"], {})[one["family"]] = f"{one['difference']:.1e}"
+    rounded = {one["family"]: f"{one['ours']:.1e} / {one['theirs']:.1e}" for one in found["bfloat16"]}
+    head = ["worst difference of any logit, fp32", *families]
+    lines = [line(head), "|---" * len(head) + "|"]
+    lines += [line([row, *(cells[family] for family in families)]) for row, cells in by_row.items()]
+    lines.append(line(["KL in bfloat16, ours / transformers' own", *(rounded[family] for family in families)]))
+    head = ["mistake made on purpose", "in", "worst difference"]
+    lines += ["", line(head), "|---" * len(head) + "|"]
+    lines += [line([one["mistake"], one["family"], f"{one['difference']:.1e}"]) for one in found["mistakes"]]
+    return "\n".join(lines)
+
+
 def _plan_order(row: tuple[dict, dict]) -> tuple:
     plan, program = row
     programs, slices = ("sft", "ccrft", "ttrl", "reference", "prefill", "decode"), ("v5e", "v5p", "v6e")
@@ -452,6 +469,7 @@ def line(cells: list[str]) -> str:
 
 
 MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
+    ("policy.md", "PARITY"): parity,
     ("plan.md", "TABLE"): plans,
     ("plan.md", "LOGPROBS"): log_prob_memory,
     ("rft.md", "PEERS"): peers,
