@@ -7,7 +7,7 @@ CC-RFT, a line a variant (mean over its seeds) in a band from the least to the g
 `results/ccrft/VARIANT-SEED.json`, which `summarize_run.py` writes.
 
 `figure_4.svg`, after Figure 4: accuracy over the queries of Pixel TTRL, and divergence over its updates beside the corridor, of
-the variants `safe`, `no_kl` and `frozen`, from `results/ttrl/VARIANT-SEED.json`.
+the variants `safe`, `no_safety` and `frozen`, from `results/ttrl/VARIANT-SEED.json`.
 
 `risk_coverage.svg`: risk against coverage of the vote and of hard majorities, from `results/ttrl/risk_coverage.json`, which
 `risk_coverage.py` writes.
@@ -43,7 +43,7 @@ PANELS = {"accuracy": "accuracy", "rapr": "RaPR", "racpr": "RaCPR", "chain": "me
 
 SHARES = ("accuracy", "rapr", "racpr")
 
-ONLINE = ("safe", "no_kl", "frozen")
+ONLINE = ("safe", "no_safety", "frozen")
 """Variants of figure 4, in the order of its colours."""
 
 RUNNING_MEAN = 50

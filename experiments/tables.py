@@ -258,7 +258,7 @@ def ablation(start: str = "tiny_sft_early") -> str:
     return "\n".join(lines)
 
 
-LONG = ("safe", "no_kl")
+LONG = ("safe", "no_safety", "no_kl")
 
 
 def ttrl(start: str = "tiny_sft_early") -> str:

@@ -3,7 +3,8 @@
     pixelis sweep --config=configs/sweeps/ttrl.py --workdir=runs/ttrl --only=variant=safe
     pixelis sweep --config=configs/sweeps/ttrl.py --workdir=runs/controls --print
 
-Cost: `safe`, `no_kl` and `frozen` are 400 queries, the others 150; 1.5 s a query on two cores. Results: docs/ttrl.md.
+Cost: `safe`, `no_safety`, `no_kl` and `frozen` are 400 queries, the others 150; on one slow core 1.2 s a query, and 3 s more
+where it is learnt from. Results: docs/ttrl.md.
 """
 
 from typing import Any
@@ -11,7 +12,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 _SHORT = {"total_steps": 150, "ema.half_life": 45.0, "kl.warm_up": 9}
-_NO_SAFETY = {"control": "none", "guard.on": False}
+_NO_KL: dict[str, Any] = {"control": "none", "guard.on": False}
+# Learns from what most answers say, always: nothing looks at trajectories, abstains, holds or takes back.
+_NO_SAFETY: dict[str, Any] = {
+    **_NO_KL,
+    "held.each": 0,
+    "evidence": False,
+    "vote.kind": "majority",
+    "vote.votes": 1,
+    "vote.mass": 0.0,
+    "vote.margin": 0.0,
+    "vote.agree": 0.0,
+    "exemplar": "random",
+    "memory.value_aware": False,
+}
 
 
 def get_config() -> ConfigDict:
@@ -20,10 +34,10 @@ def get_config() -> ConfigDict:
     config.command = "train"
     config.base = "configs/tiny_ttrl.py"
     config.fixed = {}
-    long: dict[str, dict[str, Any]] = {"safe": {}, "no_kl": _NO_SAFETY, "frozen": {"read_only": True}}
+    long: dict[str, dict[str, Any]] = {"safe": {}, "no_safety": _NO_SAFETY, "no_kl": _NO_KL, "frozen": {"read_only": True}}
     short: dict[str, dict[str, Any]] = {
         "short_safe": {},
-        "short_no_kl": _NO_SAFETY,
+        "short_no_kl": _NO_KL,
         "fixed_beta": {"control": "fixed"},
         "no_evidence": {"evidence": False},
         "ans_ssc": {"vote.kind": "answers", "evidence": False},

@@ -142,18 +142,18 @@ def test_figure_4_by_hand(tmp_path):
     online(tmp_path, "safe", 0, [0.2, 0.4, 0.6, 0.8], [0.1, None, 0.3, 0.2], [1, None, 2, 3], inside=0.5)
     online(tmp_path, "safe", 1, [0.4, 0.4, 0.4, 0.4], [None, 0.3, None, 0.1], [None, 1, None, 2], inside=0.25)
     online(tmp_path, "frozen", 0, [0.5] * 4, [None] * 4, [None] * 4)
-    online(tmp_path, "no_kl", 0, [0.1] * 4, [0.9] * 4, [1, 2, 3, 4])  # all of it was warm-up
+    online(tmp_path, "no_safety", 0, [0.1] * 4, [0.9] * 4, [1, 2, 3, 4])  # all of it was warm-up
     online(tmp_path, "other", 0, [0.1], [None], [None])  # is none of the figure's
     (tmp_path / "ttrl" / "kl_plant.json").write_text("{}")
     runs = figures.read_online_runs(tmp_path / "ttrl")
-    assert [(run.variant, run.seed) for run in runs] == [("safe", 0), ("safe", 1), ("no_kl", 0), ("frozen", 0)]
+    assert [(run.variant, run.seed) for run in runs] == [("safe", 0), ("safe", 1), ("no_safety", 0), ("frozen", 0)]
     accuracy, divergence = figures.figure_4(runs).axes
     lines = {line.get_label(): line for line in accuracy.lines}
-    assert list(lines) == ["safe (2 seeds)", "no_kl (1 seed)", "frozen (1 seed)"]
+    assert list(lines) == ["safe (2 seeds)", "no_safety (1 seed)", "frozen (1 seed)"]
     np.testing.assert_allclose(lines["safe (2 seeds)"].get_xdata(), [1, 2, 3, 4])
     np.testing.assert_allclose(lines["safe (2 seeds)"].get_ydata(), [0.3, 0.4, 0.5, 0.6])
     lines = {line.get_label(): line for line in divergence.lines}
-    assert list(lines) == ["safe (2 seeds)", "no_kl (1 seed)"]  # what is frozen does not diverge
+    assert list(lines) == ["safe (2 seeds)", "no_safety (1 seed)"]  # what is frozen does not diverge
     np.testing.assert_allclose(lines["safe (2 seeds)"].get_xdata(), [1, 2])
     np.testing.assert_allclose(lines["safe (2 seeds)"].get_ydata(), [0.2, 0.2])
     (shaded,) = divergence.patches
@@ -221,7 +221,7 @@ def test_what_cannot_be_drawn_of_a_stream(tmp_path, capsys):
         assert err.count("\n") == 1 and words in err, err
 
     online(tmp_path, "other", 0, [0.1], [None], [None], name="safe-0.json")
-    refused("its variant 'other' is none of safe, no_kl, frozen")
+    refused("its variant 'other' is none of safe, no_safety, frozen")
     online(tmp_path, "safe", 0, [0.1, 0.2], [0.1, 0.2], [2, 1])
     refused("its updates do not increase")
     summary(tmp_path, "full", 0, [1, 2]).rename(tmp_path / "ttrl" / "safe-0.json")  # of another phase
