@@ -1,6 +1,7 @@
 """What the README and the pages of docs/ say is what the artefacts say."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,33 @@ def test_marked_tables_are_those_of_the_artefacts_and_are_put_back(tables, tmp_p
     (tmp_path / "plan.md").write_text(plan.replace("| 8b | sft | v5e-256 |", "| 8b | sft | v5e-255 |"))
     assert tables.write(tmp_path) == ["plan.md: TABLE"]
     assert (tmp_path / "plan.md").read_text() == plan
+
+
+def test_streams_are_compared_query_by_query(tables, tmp_path, monkeypatch):
+    """By hand: whatever the order, and only queries that every run has."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "ttrl").mkdir()
+
+    def run(variant, seed, **right):
+        items = {
+            "queries": list(right),
+            "accuracy": "".join(v[0] for v in right.values()),
+            "vote": "".join(v[1] for v in right.values()),
+        }
+        (tmp_path / "ttrl" / f"{variant}-{seed}.json").write_text(json.dumps({"items": items}))
+
+    for seed in range(2):
+        run("safe", seed, a="11", b="01", c="11", d="11")
+        run("frozen", seed, d="10", c="01", b="01", a="11")
+    run("safe", 2, c="00", d="11", a="11", e="11")
+    run("frozen", 2, a="10", c="00", d="00", e="00")
+    rows = {line.split(" | ")[0]: line for line in tables.stream().splitlines()}
+    # Greedy of a, c and d: learning 3, 3 and 2 of 3, frozen 2, 2 and 1.
+    greedy = rows["| greedy, learning - greedy, frozen"]
+    assert (
+        greedy.startswith("| greedy, learning - greedy, frozen | 88.9 % | 55.6 % | +33.3 | ")
+        and "| +33.3, +33.3, +33.3 |" in greedy
+    )
+    # Votes: learning 3, 3 and 2, frozen 2, 2 and 0.
+    assert "| 88.9 % | 44.4 % | +44.4 | " in rows["| vote of 8, learning - vote of 8, frozen"]
+    assert tables.stream().endswith("3 queries that every seed has, 3 seeds.")
