@@ -478,6 +478,9 @@ MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
     ("speed.md", "SPEED_STAGES"): stages,
     ("speed.md", "SPEED_FIRST_HOST"): lambda: benches("policy_dense_first_host", "policy_useful_first_host"),
     ("rollout.md", "ROLLOUT_TABLES"): lambda: "\n\n".join([rollouts(), benches("rollout"), simulations()]),
+    ("ttrl.md", "TTRL_TABLE"): ttrl,
+    ("ttrl.md", "STREAM"): stream,
+    ("ttrl.md", "CORRIDOR"): corridor,
     ("rft.md", "CCRFT_TABLE"): ccrft,
     ("rft.md", "ABLATION"): ablation,
 }
