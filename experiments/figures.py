@@ -183,7 +183,7 @@ def figure_4(runs: Sequence[Run]) -> Figure:
     accuracy, divergence = figure.subplots(1, 2)
     accuracy.set(title=f"greedy accuracy, running mean over {RUNNING_MEAN} queries", xlabel="query")
     divergence.set(title="token-KL to the mean policy (nats)")
-    divergence.set_xlabel("\n".join(["update", *corridor_lines(runs)]), fontsize=8)
+    divergence.set_xlabel("\n".join(["update", *corridor_lines(runs)]), fontsize=7)
     divergence.axhspan(BOTTOM, TOP, color="0.9", zorder=0)
     for variant, seeds in _by_variant(runs).items():
         for axes, name in ((accuracy, "accuracy"), (divergence, "kl")):

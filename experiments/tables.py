@@ -387,6 +387,7 @@ def corridor() -> str:
         cells = [f"`{name}`", str(found["updates"]), *(percent(found[share]) for share in ("inside", "below", "above"))]
         cells += [f"{found[value]:.3f}" for value in ("median", "p95", "greatest")]
         lines.append(line([*cells, str(int(sum(run["curves"]["rolled_back"])))]))
+    lines.append(line(["the paper, 8B", "8,000", *["-"] * 3, "about 0.16", *["-"] * 3]))
     return "\n".join(lines)
 
 
