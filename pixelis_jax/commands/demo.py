@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     page = args.workdir / "report.html"
     summary = write_report([sft, ccrft, args.workdir / "eval-ccrft", ttrl, args.workdir / "eval-ttrl-shift"], page)
     environment = Workdir(args.workdir).environment
-    made = {"commit": environment["commit"], "machine": environment["machine"], "seconds": round(time.monotonic() - began)}
+    made = {"commit": environment["commit"], "machine": environment["machine"], "last_start_s": round(time.monotonic() - began)}
     evaluation.write_results(args.workdir, made | {"results": rows})
     print(evaluation.table(rows))
     print(f"{page}: {summary}")
