@@ -22,10 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 def tiny_sft() -> str:
     """Accuracy and process metrics of `tiny_sft`, with and without tools, and by family."""
     results = json.loads((RESULTS / "tiny" / "eval_tiny_sft.json").read_text())["results"]
-    lines = [
-        "| `tiny_sft` | accuracy | 95 % interval | RaPR | RaCPR | valid calls | mean chain |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = table(["`tiny_sft`", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "mean chain"])
     for title, name in (("without tools", "without_tools"), ("with tools", "with_tools")):
         row = results[name]
         low, high = row["interval"]
@@ -35,7 +32,7 @@ def tiny_sft() -> str:
         lines.append(line(cells))
     lines += ["", f"Tool gain {percent(results['tool_gain'])}, tool harm {percent(results['tool_harm'])}.", ""]
     families = sorted(results["with_tools"]["families"].items(), key=lambda item: -item[1]["accuracy"])
-    lines += [line(["family", *(name for name, _ in families)]), "|---" * (len(families) + 1) + "|"]
+    lines += table(["family", *(name for name, _ in families)])
     lines.append(line(["with tools", *(percent(row["accuracy"]) for _, row in families)]))
     return "\n".join(lines)
 
@@ -44,7 +41,7 @@ def plans() -> str:
     """What the programs of a run need of TPU slices, a row a program, from all plans in `results/plan`."""
     titles = ["model", "step", "slice", "mesh", "rows x tokens", "state", "temporaries", "needs", "of", "PFLOP", "chips send"]
     titles += ["HBM traffic", "at least", "by", "MFU at most", "compiled in"]
-    lines = [line(titles), "|---" * len(titles) + "|"]
+    lines = table(titles)
     files = [json.loads(path.read_text()) for path in sorted((RESULTS / "plan").glob("plan_*.json"))]
     rows = [(plan, program) for plan in files for program in plan["programs"]]
     for plan, program in sorted(rows, key=_plan_order):
@@ -88,11 +85,11 @@ def parity() -> str:
         by_row.setdefault(one["modality"], {})[one["family"]] = f"{one['difference']:.1e}"
     rounded = {one["family"]: f"{one['ours']:.1e} / {one['theirs']:.1e}" for one in found["bfloat16"]}
     head = ["worst difference of any logit, fp32", *families]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     lines += [line([row, *(cells[family] for family in families)]) for row, cells in by_row.items()]
     lines.append(line(["KL in bfloat16, ours / transformers' own", *(rounded[family] for family in families)]))
     head = ["mistake made on purpose", "in", "worst difference"]
-    lines += ["", line(head), "|---" * len(head) + "|"]
+    lines += ["", *table(head)]
     lines += [line([one["mistake"], one["family"], f"{one['difference']:.1e}"]) for one in found["mistakes"]]
     return "\n".join(lines)
 
@@ -108,10 +105,7 @@ def _plan_order(row: tuple[dict, dict]) -> tuple:
 
 def benches(*names: str) -> str:
     """The policy against transformers + torch: times and peak memory."""
-    lines = [
-        line(["work", "ours, tokens/s", "theirs", "their time / ours", "95 %", "goal", "our memory / theirs"]),
-        "|---" * 7 + "|",
-    ]
+    lines = table(["work", "ours, tokens/s", "theirs", "their time / ours", "95 %", "goal", "our memory / theirs"])
     for name in names:
         for row in json.loads((RESULTS / "bench" / f"{name}.json").read_text())["rows"]:
             rates, memory = row["useful_tokens_per_second"], row["memory_ratio"]
@@ -124,7 +118,7 @@ def benches(*names: str) -> str:
 def stages() -> str:
     """What each part adds to a step of training, on both sides: seconds."""
     (row,) = json.loads((RESULTS / "bench" / "policy_stages.json").read_text())["rows"]
-    lines = [line(["", *(f"+ {name}" for name in row["stages"]["ours"])]), "|---" * (len(row["stages"]["ours"]) + 1) + "|"]
+    lines = table(["", *(f"+ {name}" for name in row["stages"]["ours"])])
     for side, parts in row["stages"].items():
         lines.append(line([side, *(f"{seconds:.3f}" for seconds in added_seconds(parts))]))
     return "\n".join(lines)
@@ -132,7 +126,7 @@ def stages() -> str:
 
 def simulations() -> str:
     """The agent's loop over a simulated device and tools."""
-    lines = [line(["simulated", "seconds", "device", "tools", "of the bound", "device idle", "batches / ours"]), "|---" * 7 + "|"]
+    lines = table(["simulated", "seconds", "device", "tools", "of the bound", "device idle", "batches / ours"])
     for row in json.loads((RESULTS / "bench" / "rollout.json").read_text())["simulated"]:
         cells = [row["title"], *(f"{row[name]:.1f} s" for name in ("seconds", "device_s", "tool_s_a_worker"))]
         cells += [percent(row["of_bound"]), percent(row["idle"]), f"{row['over_batches']:.2f}" if "over_batches" in row else "-"]
@@ -169,26 +163,24 @@ def ccrft(variant: str = "full", start: str = "tiny_sft_early") -> str:
     seeds = _seeds(folder, variant)
     found = _evaluations(folder, [start, *seeds])
     head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "calls where any", "tool gain", "tool harm"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     for name, record in found.items():
         row = record["with_tools"]
         cells = _process(name, row)
-        # Every question is answered, or nearly so: episodes with a call are RaPR of all.
-        cells += [f"{row['mean_chain'] / max(row['rapr'], 1e-9):.2f}", percent(record["tool_gain"]), percent(record["tool_harm"])]
+        cells += [_calls_where_any(row), percent(record["tool_gain"]), percent(record["tool_harm"])]
         lines.append(line(cells))
     families = list(found[start]["with_tools"]["families"])
-    lines += ["", line(["accuracy / RaPR", *families]), "|---" * (len(families) + 1) + "|"]
+    lines += ["", *table(["accuracy / RaPR", *families])]
     for name, record in found.items():
         rows = record["with_tools"]["families"]
         lines.append(line([f"`{name}`", *(f"{100 * rows[f]['accuracy']:.0f} / {rows[f]['rapr']:.2f}" for f in families)]))
-    items = {name: _right(record) for name, record in found.items()}
-    after, before = np.stack([items[name] for name in seeds]), np.stack([items[start]] * len(seeds))
-    result = seed_mean_difference(after, before)
+    base = _right(found[start])
+    result = _against(base, [found[name] for name in seeds])
     points, interval, by_seed = _points(result)
     lines += [
         "",
-        f"{after.shape[1]:,} test questions, greedy, paired: {points} points (95 % interval {interval}; "
-        f"{100 * result.difference / items[start].mean():+.1f} % of the start), by seed {by_seed}; p = {result.p_value:.1g}.",
+        f"{len(base):,} test questions, greedy, paired: {points} points (95 % interval {interval}; "
+        f"{100 * result.difference / base.mean():+.1f} % of the start), by seed {by_seed}; p = {result.p_value:.1g}.",
     ]
     return "\n".join(lines)
 
@@ -202,11 +194,11 @@ def peers(start: str = "tiny_sft_early") -> str:
     starts = {name: "tiny_sft" if peer == "from_tiny_sft" else start for peer in PEERS for name in _seeds(folder, peer)}
     found = _evaluations(folder, list(dict.fromkeys(name for pair in starts.items() for name in reversed(pair))))
     head = ["", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "against", "points", "95 % interval"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     for name, record in found.items():
         compared = ["", "", ""]
         if before := starts.get(name):
-            result = seed_mean_difference(_right(record)[None], _right(found[before])[None])
+            result = _against(_right(found[before]), [record])
             compared = [f"`{before}`", *_points(result)[:2]]
         lines.append(line([*_process(name, record["with_tools"]), *compared]))
     majority = _evaluations(folder, ["majority"])["majority"]
@@ -236,12 +228,12 @@ def ablation(start: str = "tiny_sft_early") -> str:
     base = _right(found[start])
     compared: list[tuple[str, str, SeedMeanDifference]] = []
     for variant, own in outcomes.items():
-        compared.append((variant, start, seed_mean_difference(own, np.stack([base] * len(own)))))
+        compared.append((variant, start, _against(base, [found[name] for name in names[variant]])))
         if variant != "answer_only" and len(own) == len(outcomes.get("answer_only", ())):
             compared.append((variant, "answer_only", seed_mean_difference(own, outcomes["answer_only"])))
     adjusted = benjamini_hochberg([result.p_value for _, _, result in compared])
     head = ["", "seeds", "accuracy", "RaPR", "RaCPR", "valid calls", "calls"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     for variant, seeds in ({start: [start]} | names).items():
         rows = [found[name]["with_tools"] for name in seeds]
 
@@ -252,7 +244,7 @@ def ablation(start: str = "tiny_sft_early") -> str:
         cells = [f"`{variant}`", str(len(seeds)), spread("accuracy", 100, 1), spread("rapr", 1, 3), spread("racpr", 1, 3)]
         lines.append(line([*cells, spread("valid_calls", 100, 1), spread("mean_chain", 1, 2)]))
     head = ["accuracy of", "less that of", "points", "95 % interval", "by seed", "p, adjusted"]
-    lines += ["", line(head), "|---" * len(head) + "|"]
+    lines += ["", *table(head)]
     for (variant, other, result), p_value in zip(compared, adjusted.tolist(), strict=True):
         lines.append(line([f"`{variant}`", f"`{other}`", *_points(result), f"{p_value:.2g}"]))
     return "\n".join(lines)
@@ -268,23 +260,19 @@ def ttrl(start: str = "tiny_sft_early") -> str:
         "test": ("unshifted test questions", RESULTS / "ttrl" / "eval_test", RESULTS / "ccrft" / "eval"),
     }
     head = ["", "questions", "accuracy", "95 % interval", "RaPR", "RaCPR", "valid calls", "calls", "calls where any"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     facts = []
     for split, (title, folder, of_start) in asked.items():
-        before = _evaluations(of_start, [start])[start]
         names = {variant: _seeds(folder, variant) for variant in LONG}
-        found = _evaluations(folder, [name for seeds in names.values() for name in seeds])
-        if {record["questions"] for record in found.values()} - {before["questions"]}:
-            raise ValueError(f"{title}: the runs and {start} were not asked the same questions")
-        for name, record in ({start: before} | found).items():
+        found = _evaluations(folder, [start, *(name for seeds in names.values() for name in seeds)], {start: of_start})
+        for name, record in found.items():
             row = record["with_tools"]
             name_cell, *cells = _process(name, row)
-            lines.append(line([name_cell, split, *cells, f"{row['mean_chain'] / max(row['rapr'], 1e-9):.2f}"]))
-        base = _right(before)
+            lines.append(line([name_cell, split, *cells, _calls_where_any(row)]))
+        base = _right(found[start])
         for variant, seeds in names.items():
             if seeds:
-                outcomes = np.stack([_right(found[name]) for name in seeds])
-                result = seed_mean_difference(outcomes, np.stack([base] * len(seeds)))
+                result = _against(base, [found[name] for name in seeds])
                 points, interval, by_seed = _points(result)
                 relative = f"{100 * result.difference / base.mean():+.1f} % of the start"
                 counted = f"{len(base):,} {title}, greedy, paired"
@@ -303,7 +291,7 @@ def stream(learning: str = "safe", frozen: str = "frozen") -> str:
     common = sorted(set.intersection(*(set(run) for pair in runs.values() for run in pair)))
     right = np.array([[[run[query] for query in common] for run in pair] for pair in runs.values()])  # [S, 2, N, 2]
     head = ["", "learning", "frozen", "points", "95 % interval", "by seed", "p"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     ways = {
         "greedy, learning - greedy, frozen": ((0, 0), (1, 0)),
         "vote of 8, learning - vote of 8, frozen": ((0, 1), (1, 1)),
@@ -355,15 +343,15 @@ def controls(start: str = "tiny_sft_early", whole: str = "short_safe") -> str:
     right = {name: _right(record) for name, record in found.items()}
     compared: dict[tuple[str, str], SeedMeanDifference] = {}
     for variant, seeds in names.items():
-        own = np.stack([right[name] for name in seeds])
-        compared[variant, start] = seed_mean_difference(own, np.stack([right[start]] * len(seeds)))
+        compared[variant, start] = _against(right[start], [found[name] for name in seeds])
         peers_of = [f"{whole}-{name.rsplit('-', 1)[1]}" for name in seeds]
         if variant != whole and set(peers_of) <= set(names.get(whole, ())):
-            compared[variant, whole] = seed_mean_difference(own, np.stack([right[name] for name in peers_of]))
+            own, others = (np.stack([right[name] for name in group]) for group in (seeds, peers_of))
+            compared[variant, whole] = seed_mean_difference(own, others)
     adjusted = dict(zip(compared, benjamini_hochberg([result.p_value for result in compared.values()]).tolist(), strict=True))
     head = ["", "", "seeds", "lessons", "fresh questions", "calls"]
     head += ["less the start", "95 % interval", "p, adjusted", "less the whole", "95 % interval", "p, adjusted"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     for variant, seeds in names.items():
         rows = [found[name]["with_tools"] for name in seeds]
         runs = [json.loads((RESULTS / "ttrl" / f"{name}.json").read_text()) for name in seeds]
@@ -380,7 +368,7 @@ def controls(start: str = "tiny_sft_early", whole: str = "short_safe") -> str:
 def corridor() -> str:
     """Where the divergence lay after each update behind the warm-up, a row a run of 400 queries, beside the paper's."""
     head = ["", "updates", "inside 0.10 - 0.20", "below", "above", "median", "P95", "greatest", "taken back"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     for name in (name for variant in LONG for name in _seeds(RESULTS / "ttrl", variant)):
         run = json.loads((RESULTS / "ttrl" / f"{name}.json").read_text())
         found = run["corridor"]["after_warm_up"]
@@ -396,9 +384,10 @@ def _seeds(folder: Path, variant: str) -> list[str]:
     return sorted(path.stem for path in folder.glob(f"{variant}-[0-9]*.json"))
 
 
-def _evaluations(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `experiments/evaluate_models.py` wrote of some models."""
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+def _evaluations(folder: Path, names: Sequence[str], elsewhere: Mapping[str, Path] | None = None) -> dict[str, dict[str, Any]]:
+    """What `experiments/evaluate_models.py` wrote of some models, into `folder` or, of a few, `elsewhere`."""
+    places = dict.fromkeys(names, folder) | dict(elsewhere or {})
+    found = {name: json.loads((place / f"{name}.json").read_text()) for name, place in places.items()}
     if len({record["questions"] for record in found.values()}) > 1:
         raise ValueError("these models were not asked the same questions")
     return found
@@ -407,6 +396,17 @@ def _evaluations(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]
 def _right(record: Mapping[str, Any], asked: str = "with_tools") -> np.ndarray:
     """0 or 1 of each question."""
     return np.array([int(digit) for digit in record["items"][asked]])
+
+
+def _against(start: np.ndarray, seeds: Sequence[Mapping[str, Any]]) -> SeedMeanDifference:
+    """Runs of some seeds compared with what all of them started from, which has no seeds: 0 or 1 of each question."""
+    own = np.stack([_right(record) for record in seeds])
+    return seed_mean_difference(own, np.broadcast_to(start, own.shape))
+
+
+def _calls_where_any(row: Mapping[str, Any]) -> str:
+    """Calls of an episode that has one. Every question is answered, or nearly so: these episodes are RaPR of all."""
+    return f"{row['mean_chain'] / max(row['rapr'], 1e-9):.2f}"
 
 
 def _process(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -428,7 +428,7 @@ def kl_plant() -> str:
     record = json.loads((RESULTS / "ttrl" / "kl_plant.json").read_text())
     head = ["beta", "inside", "below", "above", "median", "P95", "greatest overshoot", "and late", "settled", "after"]
     head += ["least inside", "controller inside more"]
-    lines = [line(head), "|---" * len(head) + "|"]
+    lines = table(head)
     best = ("controller", "best fixed for each plant", "best fixed on average")
     others = [name for name in record["ways"] if name not in (*best, f"fixed {record['best_fixed']:g}")]
     for name in (*best, *others):
@@ -443,8 +443,7 @@ def kl_plant() -> str:
         ends = lead and [f"{100 * end:+.1f}" for end in (lead["difference"], *lead["interval"])]
         lines.append(line([*cells, "{} ({} to {})".format(*ends) if ends else "-"]))
     pushes = sorted({plant["push"] for plant in record["plants"]})
-    lines += ["", line(["inside, of plants with a mean push of", *(f"{push:g}" for push in pushes)])]
-    lines.append("|---" * (len(pushes) + 1) + "|")
+    lines += ["", *table(["inside, of plants with a mean push of", *(f"{push:g}" for push in pushes)])]
     for name in best:
         plants = list(zip(record["plants"], record["ways"][name]["by_plant"], strict=True))
         shares = [np.mean([found["inside"] for plant, found in plants if plant["push"] == push]) for push in pushes]
@@ -464,9 +463,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def line(cells: list[str]) -> str:
+def line(cells: Sequence[str]) -> str:
     """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
+
+
+def table(head: Sequence[str]) -> list[str]:
+    """The first lines of a Markdown table."""
+    return [line(head), "|---" * len(head) + "|"]
 
 
 MARKED: Mapping[tuple[str, str], Callable[[], str]] = {

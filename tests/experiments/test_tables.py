@@ -64,3 +64,23 @@ def test_streams_are_compared_query_by_query(tables, tmp_path, monkeypatch):
     # Votes: learning 3, 3 and 2, frozen 2, 2 and 0.
     assert "| 88.9 % | 44.4 % | +44.4 | " in rows["| vote of 8, learning - vote of 8, frozen"]
     assert tables.stream().endswith("3 queries that every seed has, 3 seeds.")
+
+
+def test_controls_are_compared_with_the_start_and_with_the_whole_seed_by_seed(tables, tmp_path, monkeypatch):
+    """By hand: three questions."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "ttrl" / "eval").mkdir(parents=True)
+    for name, right in {"tiny_sft_early": "001", "short_safe-0": "111", "short_safe-1": "011", "ans_ssc-1": "001"}.items():
+        record = {
+            "questions": "q",
+            "items": {"with_tools": right},
+            "with_tools": {"accuracy": right.count("1") / 3, "mean_chain": 1},
+        }
+        (tmp_path / "ttrl" / "eval" / f"{name}.json").write_text(json.dumps(record))
+        (tmp_path / "ttrl" / f"{name}.json").write_text(json.dumps({"curves": {"learnt": [1, 0, 1]}}))
+    whole, answers = tables.controls().splitlines()[2:]
+    assert whole.startswith("| `short_safe` | as shipped | 2 | 2, 2 | 83.3 % | 1.00 | +50.0 | ") and whole.endswith(
+        "| - | - | - |"
+    )
+    assert answers.startswith("| `ans_ssc` | votes by answers alone (Ans-SSC) | 1 | 2 | 33.3 % | 1.00 | +0.0 | ")
+    assert " | -33.3 | " in answers  # less the whole with the same seed

@@ -320,9 +320,14 @@ class Pair:
         return [self.expected([row(name)], reference=reference)[0] for name in SEQUENCES]
 
 
+def pair(family: str) -> Pair:
+    """Makes a family's published files with random weights, and loads them into both implementations."""
+    return pair_of_draw(family, 0)
+
+
 @functools.cache
-def pair(family: str, draw: int = 0) -> Pair:
-    """Makes a family's published files with random weights (another draw, others) and loads them into both implementations."""
+def pair_of_draw(family: str, draw: int) -> Pair:
+    """`pair`, with one of many draws of the weights."""
     published = FAMILIES[family].published
     kind = getattr(transformers, published["architectures"][0])
     drawn = kind(transformers.AutoConfig.for_model(**published))
@@ -463,7 +468,7 @@ class Divergence:
 
 def bfloat16(family: str) -> Divergence:
     """What rounding weights and activations to bfloat16 costs either implementation, averaged over the family's draws."""
-    draws = [_rounded(pair(family, draw)) for draw in range(FAMILIES[family].bfloat16_draws)]
+    draws = [_rounded(pair_of_draw(family, draw)) for draw in range(FAMILIES[family].bfloat16_draws)]
     return Divergence(ours=float(np.mean([draw.ours for draw in draws])), theirs=float(np.mean([draw.theirs for draw in draws])))
 
 
