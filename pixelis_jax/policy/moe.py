@@ -69,9 +69,27 @@ class MixtureOfExperts(nnx.Module):
         Returns:
           Weights that sum to one, ``[B, T, k]``, and the experts that they belong to, int32 ``[B, T, k]``.
         """
-        logits = x @ self.router[...].astype(self.compute)
-        weights, experts = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), self.chosen)
+        weights, experts = jax.lax.top_k(jax.nn.softmax(self._logits(x), axis=-1), self.chosen)
         return (weights / weights.sum(axis=-1, keepdims=True)).astype(x.dtype), experts
+
+    def margin(self, x: jax.Array) -> jax.Array:
+        """Says how close a choice was: how far the router's logit of the last chosen expert lies above the first one left out.
+
+        Another order of summation moves logits by about 1e-6 (float32): with a smaller margin it may choose another expert.
+
+        Args:
+          x: ``[B, T, D]``.
+
+        Returns:
+          float32 ``[B, T]``; infinite where every expert is chosen.
+        """
+        if self.chosen == self.router.shape[-1]:
+            return jnp.full(x.shape[:2], jnp.inf, jnp.float32)
+        best = jax.lax.top_k(self._logits(x), self.chosen + 1)[0]
+        return best[..., -2] - best[..., -1]
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        return (x @ self.router[...].astype(self.compute)).astype(jnp.float32)
 
 
 def mix(

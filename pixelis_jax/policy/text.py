@@ -1,6 +1,6 @@
 """The decoder of Qwen3-VL: grouped-query attention with per-head norms, SwiGLU or experts, DeepStack features on the way."""
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +18,8 @@ from pixelis_jax.sharding import constrain
 
 # Keys and values of the cache and of the tail; or of a window, which is both.
 Past = tuple[Pair, Pair | None]
+# What a layer adds to them: keys and values of the chunk, and how close each token's choice of experts was, float32 ``[B, T]``.
+Made = tuple[Pair, jax.Array | None]
 
 
 @struct.dataclass
@@ -219,14 +221,22 @@ class DecoderLayer(nnx.Module):
         else:
             self.mlp = TextMLP(config, precision=precision, lora=lora, rngs=rngs)
 
-    def __call__(self, x: jax.Array, context: AttentionContext, past: Past | None) -> tuple[jax.Array, Pair]:
-        """Maps ``[B, T, D]`` to ``[B, T, D]``; other arguments and results as in `TextAttention`."""
+    def __call__(self, x: jax.Array, context: AttentionContext, past: Past | None) -> tuple[jax.Array, Made]:
+        """Maps ``[B, T, D]`` to ``[B, T, D]``; other arguments and results as in `TextAttention`.
+
+        Beside keys and values comes `MixtureOfExperts.margin`; None without experts or without a past.
+        """
         x = constrain(x, "batch", "length", "act_embed")
         mixed, chunk = self.attn(self.input_norm(x), context, past)
         x = x + mixed
         wide = self.post_attention_norm(x)
-        x = x + (self.mlp(wide, kernel=context.on_kernels) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(wide))
-        return constrain(x, "batch", "length", "act_embed"), chunk
+        margin = None
+        if isinstance(self.mlp, MixtureOfExperts):
+            x = x + self.mlp(wide, kernel=context.on_kernels)
+            margin = None if past is None else self.mlp.margin(wide)
+        else:
+            x = x + self.mlp(wide)
+        return constrain(x, "batch", "length", "act_embed"), (chunk, margin)
 
 
 class TextDecoder(nnx.Module):
@@ -291,7 +301,7 @@ class TextDecoder(nnx.Module):
         splash = self.execution.attention == "splash" and cache is None
         context = AttentionContext.create(positions, segments, self.config, cache=cache, tail=tail, window=window, splash=splash)
 
-        def call(layer: DecoderLayer, x: jax.Array, past: Past | None) -> tuple[jax.Array, Pair | None]:
+        def call(layer: DecoderLayer, x: jax.Array, past: Past | None) -> tuple[jax.Array, Made | None]:
             x, new = layer(x, context, past)
             return x, None if cache is None and window is None else new
 
@@ -308,12 +318,18 @@ class TextDecoder(nnx.Module):
         if self.stacked is not None:
             stacked_past = None if cache is None else (cache.stacked, None if tail is None else tail.stacked)
             x, stacked = stack.scan(self.stacked, call, x, stacked_past, remat=remat)
+        if cache is None and window is None:
+            return self.norm(x), None
+        pairs = tuple(pair for pair, _ in made)
+        stacked_pair, stacked_margins = stacked or (None, None)
+        margins = [margin for _, margin in made] + ([] if stacked_margins is None else [stacked_margins.min(axis=0)])
+        margin = functools.reduce(jnp.minimum, margins) if self.config.num_experts else None
         if window is not None:
-            return self.norm(x), dataclasses.replace(window, layers=tuple(made), step=window.step + 1)
+            return self.norm(x), window.advanced(pairs, margin)
         if tail is not None:
-            return self.norm(x), tail.advanced(made, stacked)
-        if cache is not None:
-            cache = cache.append(made, stacked, segments != 0)
+            return self.norm(x), tail.advanced(pairs, stacked_pair, margin)
+        assert cache is not None  # one of the three
+        cache = cache.append(pairs, stacked_pair, segments != 0, margin)
         return self.norm(x), cache
 
 

@@ -154,18 +154,33 @@ class _Running:
     started: float
     steps: list[Step] = dataclasses.field(default_factory=list)
     pieces: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
+    has_margins: bool = False
     pending: _Pending | None = None
 
     def add_chunk(self, chunk: Chunk) -> None:
         """Appends a prompt or an observation."""
         count = len(chunk.ids)
-        self.add(chunk.ids, chunk.roles, np.zeros(count, np.float32), np.zeros(count, bool), chunk.media_spans)
+        self._add(chunk.ids, chunk.roles, np.zeros(count, np.float32), np.zeros(count, bool), None, chunk.media_spans)
 
-    def add(self, ids: np.ndarray, roles: np.ndarray, log_probs: np.ndarray, forced: np.ndarray, spans: np.ndarray) -> None:
-        """Appends tokens; `spans` are relative to them."""
+    def add_turn(self, result: BlockResult, roles: np.ndarray) -> None:
+        """Appends what the policy said."""
+        self._add(result.ids, roles, result.log_probs, result.forced, result.margins, np.zeros((0, 4), np.int32))
+        self.position += len(result.ids)
+
+    def _add(
+        self,
+        ids: np.ndarray,
+        roles: np.ndarray,
+        log_probs: np.ndarray,
+        forced: np.ndarray,
+        margins: np.ndarray | None,
+        spans: np.ndarray,
+    ) -> None:
         offset = sum(len(piece[0]) for piece in self.pieces)
         spans = spans + np.asarray([offset, offset, 0, 0], np.int32) if len(spans) else spans
-        self.pieces.append((ids, roles, log_probs, forced, spans))
+        self.has_margins |= margins is not None
+        margins = np.full(len(ids), np.inf, np.float32) if margins is None else margins
+        self.pieces.append((ids, roles, log_probs, forced, margins, spans))
 
 
 class Agent:
@@ -353,8 +368,7 @@ class Agent:
         running = self._running[result.slot]
         tokenizer = self._encoder.tokenizer
         roles = roles_of(result.ids, tokenizer.token_bytes)
-        running.add(result.ids, roles, result.log_probs, result.forced, np.zeros((0, 4), np.int32))
-        running.position += len(result.ids)
+        running.add_turn(result, roles)
         raw = tokenizer.decode(result.ids).removesuffix(END_OF_TURN)
         turn = parse_turn(raw)
         if result.ended != "stop":
@@ -469,7 +483,7 @@ class Agent:
             },
             tools=self._versions,
         )
-        ids, roles, log_probs, forced, spans = (np.concatenate(parts) for parts in zip(*running.pieces, strict=True))
+        ids, roles, log_probs, forced, margins, spans = (np.concatenate(parts) for parts in zip(*running.pieces, strict=True))
         sampled = np.isin(roles, ACTION_ROLES)
         tokens = TokenRecord(
             ids=ids.astype(np.int32),
@@ -478,6 +492,7 @@ class Agent:
             forced=forced,
             policy_step=np.where(sampled, version, -1).astype(np.int32),
             media_spans=spans.astype(np.int32).reshape(-1, 4),
+            margins=margins.astype(np.float32) if running.has_margins else None,
         )
         return Episode(request=request, trajectory=trajectory, tokens=tokens, thumbnails=running.thumbnails)
 

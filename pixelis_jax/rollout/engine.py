@@ -67,7 +67,7 @@ class SlotOptions:
 class BlockResult:
     """A turn that ended. `log_probs` are those of `ids` under the static ban and the slot's temperature (1 when greedy).
 
-    `forced` is true where the grammar left one choice.
+    `forced` is true where the grammar left one choice; `margins` is as in `TokenRecord`.
     `ended` is `stop` (a stop sequence was sampled, whose last token is the last id), `length` (a limit) or `full` (the cache).
     """
 
@@ -76,6 +76,7 @@ class BlockResult:
     log_probs: np.ndarray
     forced: np.ndarray
     ended: str
+    margins: np.ndarray | None = None
 
 
 class CacheFullError(Exception):
@@ -232,7 +233,7 @@ class Engine:
         self._new_prompts: list[tuple[int, Chunk]] = []  # not yet laid out: those that come together share prefills
         self._prefills: list[Prefill] = []
         self._starts: list[_Start] = []
-        self._decoding: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}  # ids, log-probs, forced
+        self._decoding: dict[int, list[tuple[np.ndarray, ...]]] = {}  # ids, log-probs, forced, with experts also margins
         self._pending: set[int] = set()  # slots that wait for a prefill or their start
         self._flights: list[_Flight] = []
         self._takes_grammars = grammar
@@ -440,10 +441,12 @@ class Engine:
                 if slot not in self._decoding:  # released meanwhile
                     continue
                 count = int(block.counts[slot])
-                ids, log_probs = np.asarray(block.ids)[slot, :count], np.asarray(block.log_probs)[slot, :count]
+                ids, log_probs, *margins = (
+                    np.asarray(array)[slot, :count] for array in (block.ids, block.log_probs, block.margins) if array is not None
+                )
                 self._length[slot] += count
                 self.counters.decoded += count
-                self._decoding[slot].append((ids, log_probs, np.full(count, forced[slot])))
+                self._decoding[slot].append((ids, log_probs, np.full(count, forced[slot]), *margins))
                 if block.ended[slot]:
                     self._calls.pop(slot, None)
                     results.append(self._finish(slot))
@@ -623,10 +626,12 @@ class Engine:
         )
 
     def _finish(self, slot: int) -> BlockResult:
-        ids, log_probs, forced = map(np.concatenate, zip(*self._decoding.pop(slot), strict=True))
+        ids, log_probs, forced, *margins = map(np.concatenate, zip(*self._decoding.pop(slot), strict=True))
         stopped = any(tuple(ids[-len(sequence) :].tolist()) == sequence for sequence in self._stop)
         ended = "stop" if stopped else "full" if self._length[slot] >= self.capacity else "length"
-        return BlockResult(slot=slot, ids=ids, log_probs=log_probs, forced=forced, ended=ended)
+        return BlockResult(
+            slot=slot, ids=ids, log_probs=log_probs, forced=forced, ended=ended, margins=margins[0] if margins else None
+        )
 
 
 def cut(chunk: Chunk, buckets: Sequence[tuple[int, int]], patch_bucket: int) -> list[tuple[tuple[int, int], Chunk]]:

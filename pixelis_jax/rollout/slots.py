@@ -29,6 +29,7 @@ class Slots:
       logits: of the next token, float32 ``[B, V]``.
       position: of the next token, int32 ``[B]``.
       prompt_logits, prompt_position, prompt_length: as they were behind the prompt, from which other samples of it start.
+      prompt_margin: the same of the cache's `margin`; None without experts.
       recent: the last tokens of the turn, newest last, -1 before its start, int32 ``[B, W]``.
       turn_tokens, sampled: tokens of the turn, of the episode, int32 ``[B]``.
       how: how each slot samples.
@@ -44,6 +45,7 @@ class Slots:
     turn_tokens: jax.Array
     sampled: jax.Array
     how: Sampling
+    prompt_margin: jax.Array | None = None
 
     @classmethod
     def create(
@@ -51,8 +53,9 @@ class Slots:
     ) -> "Slots":
         """Returns free slots of `tokens` tokens each."""
         logits, zeros = jnp.zeros((slots, config.text.vocab_size), jnp.float32), jnp.zeros(slots, jnp.int32)
+        cache = KVCache.create(config, slots, tokens, dtype=dtype, execution=execution, page=page)
         return cls(
-            cache=KVCache.create(config, slots, tokens, dtype=dtype, execution=execution, page=page),
+            cache=cache,
             logits=logits,
             position=zeros,
             prompt_logits=logits,
@@ -62,6 +65,7 @@ class Slots:
             turn_tokens=zeros,
             sampled=zeros,
             how=Sampling.create(slots),
+            prompt_margin=cache.margin,
         )
 
 
@@ -139,6 +143,9 @@ def prefill(graph: nnx.GraphDef[Qwen3VL], params: nnx.State, slots: Slots, batch
 
     # Kept behind every chunk of a prompt; what later chunks overwrite does no harm.
     prompt = jnp.where(batch["prompt"], slot, slots.position.shape[0])
+    margin = slots.prompt_margin
+    if margin is not None and cache.margin is not None:
+        margin = margin.at[prompt].set(jnp.take(cache.margin, slot, mode="clip"), mode="drop")
     return dataclasses.replace(
         slots,
         cache=cache.at(None),
@@ -149,6 +156,7 @@ def prefill(graph: nnx.GraphDef[Qwen3VL], params: nnx.State, slots: Slots, batch
         prompt_length=slots.prompt_length.at[prompt].set(cache.held, mode="drop"),
         recent=put(slots.recent, -1),
         turn_tokens=put(slots.turn_tokens, 0),
+        prompt_margin=margin,
     )
 
 
@@ -175,10 +183,11 @@ def start(slots: Slots, count: jax.Array, source: jax.Array, target: jax.Array, 
             return x.at[slot].set(value)
 
         logits, position = slots.prompt_logits[origin], slots.prompt_position[origin]
+        margin = None if slots.prompt_margin is None else slots.prompt_margin[origin]
         return dataclasses.replace(
             slots,
             # Also where both are the same: a branch would copy the whole cache, not the row.
-            cache=slots.cache.copy_row(origin, slot, length),
+            cache=slots.cache.copy_row(origin, slot, length, margin),
             logits=put(slots.logits, logits),
             position=put(slots.position, position),
             prompt_logits=put(slots.prompt_logits, logits),
@@ -188,6 +197,7 @@ def start(slots: Slots, count: jax.Array, source: jax.Array, target: jax.Array, 
             turn_tokens=put(slots.turn_tokens, 0),
             sampled=put(slots.sampled, 0),
             how=jax.tree.map(lambda old, new: put(old, new[index]), slots.how, how),
+            prompt_margin=None if slots.prompt_margin is None else put(slots.prompt_margin, margin),
         )
 
     return jax.lax.fori_loop(0, count, body, slots)
@@ -202,12 +212,15 @@ class Block:
       log_probs: of the policy, float32 ``[B, N]``.
       counts: tokens of each slot, int32 ``[B]``.
       ended: whether the turn has ended, bool ``[B]``.
+      margins: how close the closest choice of experts was among all tokens before each one, float32 ``[B, N]``; None without
+        experts.
     """
 
     ids: jax.Array
     log_probs: jax.Array
     counts: jax.Array
     ended: jax.Array
+    margins: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("tool_open_id", "block", "capacity", "pages"), donate_argnums=2)
@@ -258,7 +271,7 @@ def decode(
         token = sampling.choose(choices, slots.sampled + made.counts, how, draws=draws, narrows=narrows)
         found = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
         log_prob = found - jax.nn.logsumexp(scaled, axis=-1)
-        step = tail.step
+        step, margin = tail.step, tail.margin
         if isinstance(tail, Window):
             hidden, tail = model.decode_in_window(token, slots.position + made.counts, tail)
         else:
@@ -273,7 +286,10 @@ def decode(
             log_probs=made.log_probs.at[:, step].set(jnp.where(going, log_prob, 0.0)),
             counts=counts,
             ended=made.ended | (going & over),
+            margins=None if made.margins is None else made.margins.at[:, step].set(margin),
         )
+        if margin is not None:  # a row that has ended goes on decoding garbage
+            tail = dataclasses.replace(tail, margin=jnp.where(going, tail.margin, margin))
         logits = jnp.where(going[:, None], model.unembed(hidden), logits)
         going &= ~over
         if pauses is not None:
@@ -285,11 +301,12 @@ def decode(
         log_probs=jnp.zeros((rows, block), jnp.float32),
         counts=jnp.zeros(rows, jnp.int32),
         ended=jnp.zeros(rows, bool),
+        margins=None if cache.margin is None else jnp.zeros((rows, block), jnp.float32),
     )
     dtype = jax.tree.leaves((cache.layers, cache.stacked))[0].dtype
     tail: Tail | Window
     if pages is None:
-        tail = Tail.create(model.config, rows, block, dtype=dtype, execution=model.execution)
+        tail = Tail.create(model.config, rows, block, dtype=dtype, execution=model.execution, margin=cache.margin)
     else:
         tail = cache.window(pages, block)
     carry = (tail, slots.logits, slots.recent, active, made)

@@ -33,7 +33,9 @@ _RECORD_TYPES = {
     "forced": np.bool_,
     "policy_step": np.int32,
     "media_spans": np.int32,
+    "margins": np.float32,
 }
+_OPTIONAL = {"margins"}
 
 RECORD_BYTES = 64 * 2**20
 """Most bytes that a token record unpacks to; one of a million tokens takes 17 MB."""
@@ -204,7 +206,8 @@ def record_to_bytes(record: TokenRecord) -> bytes:
     """What `save_record` writes."""
     _check_record(record, "record")
     content = io.BytesIO()
-    np.savez_compressed(content, **{name: getattr(record, name) for name in _RECORD_TYPES})
+    arrays = {name: getattr(record, name) for name in _RECORD_TYPES}
+    np.savez_compressed(content, **{name: array for name, array in arrays.items() if array is not None})
     return content.getvalue()
 
 
@@ -224,10 +227,10 @@ def record_from_bytes(content: bytes, *, name: str = "record") -> TokenRecord:
         if unpacked > RECORD_BYTES:
             raise TrajectoryError(f"{name}: would unpack to {unpacked} bytes, more than {RECORD_BYTES}")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            if set(arrays.files) != set(_RECORD_TYPES):
+            if set(arrays.files) | _OPTIONAL != set(_RECORD_TYPES):
                 found = ", ".join(arrays.files)
                 raise TrajectoryError(f"{name}: expected the arrays {', '.join(_RECORD_TYPES)}, got {found}")
-            record = TokenRecord(**{field: arrays[field] for field in _RECORD_TYPES})
+            record = TokenRecord(**{field: arrays[field] for field in arrays.files})
     except TrajectoryError:
         raise
     # A damaged archive fails in the zip reader, in zlib, or where an array's header asks for more memory than there is.
@@ -241,6 +244,8 @@ def _check_record(record: TokenRecord, name: str) -> None:
     length = len(record.ids)
     for field, dtype in _RECORD_TYPES.items():
         array = getattr(record, field)
+        if array is None and field in _OPTIONAL:
+            continue
         shape = (len(record.media_spans), 4) if field == "media_spans" else (length,)
         if array.dtype != dtype or array.shape != shape:
             expected = f"{np.dtype(dtype)} {list(shape)}"

@@ -179,6 +179,9 @@ class TokenRecord:
       policy_step: int32 `[T]`, version of the weights that wrote the token; -1 where not sampled.
       media_spans: int32 `[M, 4]`: start and end (exclusive) of a run of vision tokens, media id, index of the frame
         pair.
+      margins: float32 `[T]`, of each sampled token how close the closest choice of experts was among all tokens before it, on
+        which its log-probability rests: where that is about 1e-6 or less, the trainer may route one of them elsewhere and find
+        another log-probability. Infinite where not sampled; None if the policy has no experts.
     """
 
     ids: np.ndarray
@@ -187,3 +190,4 @@ class TokenRecord:
     forced: np.ndarray
     policy_step: np.ndarray
     media_spans: np.ndarray
+    margins: np.ndarray | None = None

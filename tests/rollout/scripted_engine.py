@@ -11,9 +11,9 @@ class ScriptedEngine:
     A turn is its text, or its text and how it ended where that is not by the end token.
     """
 
-    def __init__(self, encoder, scripts, *, slots=1, capacity=100_000):
+    def __init__(self, encoder, scripts, *, slots=1, capacity=100_000, experts=False):
         self._encoder, self._scripts = encoder, [list(script) for script in scripts]
-        self.slots, self.capacity = slots, capacity
+        self.slots, self.capacity, self._experts = slots, capacity, experts
         self._free, self._turns, self._length = list(range(slots))[::-1], {}, {}
         self._ready, self.version = set(), 0
         self.options, self.prompts = [], []
@@ -69,6 +69,8 @@ class ScriptedEngine:
             ids = np.asarray(self._encoder.tokenizer.encode(text), np.int32)
             log_probs = -np.arange(1, len(ids) + 1, dtype=np.float32)
             self._length[slot] += len(ids)
-            results.append(BlockResult(slot=slot, ids=ids, log_probs=log_probs, forced=np.zeros(len(ids), bool), ended=ended))
+            margins = -log_probs / 2 if self._experts else None
+            nothing = np.zeros(len(ids), bool)
+            results.append(BlockResult(slot=slot, ids=ids, log_probs=log_probs, forced=nothing, ended=ended, margins=margins))
         self._ready.clear()
         return results

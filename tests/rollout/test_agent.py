@@ -192,6 +192,16 @@ def test_token_records_hold_every_token_once(encoder, inline, ask, tmp_path):
     assert tokens.media_spans[:, 2].tolist() == [1, 2]
 
 
+def test_routing_margins_stand_where_a_policy_with_experts_spoke(encoder, inline, ask, tmp_path):
+    (dense,) = run(encoder, inline, [[ZOOM, ANSWER]], [ask()])
+    assert dense.tokens.margins is None
+    (episode,) = run(encoder, inline, [[ZOOM, ANSWER]], [ask()], experts=True)
+    save_record(tmp_path / "record.npz", episode.tokens)
+    sampled = np.isin(episode.tokens.roles, ACTION_ROLES)
+    np.testing.assert_array_equal(episode.tokens.margins[sampled], -episode.tokens.log_probs[sampled] / 2)
+    assert np.isinf(episode.tokens.margins[~sampled]).all()
+
+
 @pytest.mark.parametrize("script", [[ZOOM, ANSWER], ["<tool_call>[</tool_call>", ZOOM, NEXT, ANSWER], [ANSWER]])
 def test_supervised_data_has_the_ids_of_the_rollout(encoder, inline, ask, tmp_path, script):
     (episode,) = run(encoder, inline, [script], [ask()])

@@ -178,11 +178,14 @@ def record(length: int = 5) -> TokenRecord:
     )
 
 
-def test_token_records_round_trip_bit_for_bit(tmp_path):
-    save_record(tmp_path / "r.npz", record())
+@pytest.mark.parametrize("margins", [None, np.array([0, 1e-7, 2, np.inf, np.inf], np.float32)])
+def test_token_records_round_trip_bit_for_bit(tmp_path, margins):
+    made = dataclasses.replace(record(), margins=margins)
+    save_record(tmp_path / "r.npz", made)
     loaded = load_record(tmp_path / "r.npz")
-    for field in dataclasses.fields(TokenRecord):
-        saved, read = getattr(record(), field.name), getattr(loaded, field.name)
+    assert (loaded.margins is None) == (margins is None)
+    for name in (field.name for field in dataclasses.fields(TokenRecord) if getattr(made, field.name) is not None):
+        saved, read = getattr(made, name), getattr(loaded, name)
         assert saved.dtype == read.dtype
         np.testing.assert_array_equal(saved, read)
 
@@ -199,6 +202,8 @@ def test_what_is_no_token_record_is_refused(tmp_path):
             load_record(tmp_path / f"{name}.npz")
     with pytest.raises(TrajectoryError, match="roles is int8 \\[4\\]"):
         save_record(tmp_path / "x.npz", dataclasses.replace(record(), roles=np.zeros(4, np.int8)))
+    with pytest.raises(TrajectoryError, match="margins is float32 \\[4\\]"):
+        save_record(tmp_path / "x.npz", dataclasses.replace(record(), margins=np.zeros(4, np.float32)))
     with pytest.raises(TrajectoryError, match="ids is int64"):
         save_record(tmp_path / "x.npz", dataclasses.replace(record(), ids=np.arange(5)))
 
