@@ -124,6 +124,19 @@ def stages() -> str:
     return "\n".join(lines)
 
 
+def products() -> str:
+    """How fast both sides multiply matrices: GFLOP/s, medians over the shapes of a layer."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "bench" / "products.json").read_text())["rows"]:
+        kinds.setdefault((row["work"], row["kind"]), []).append(row)
+    lines = table(["", "product", "ours, GFLOP/s", "theirs", "ours / theirs", "least", "greatest"])
+    for (work, kind), rows in kinds.items():
+        rates = [f"{np.median([row['gflops'][side] for row in rows]):.0f}" for side in ("ours", "theirs")]
+        ratios = [row["ratio"] for row in rows]
+        lines.append(line([f"`{work}`", f"`{kind}`", *rates, *(f"{f(ratios):.2f}" for f in (np.median, min, max))]))
+    return "\n".join(lines)
+
+
 def simulations() -> str:
     """The agent's loop over a simulated device and tools."""
     lines = table(["simulated", "seconds", "device", "tools", "of the bound", "device idle", "batches / ours"])
@@ -478,9 +491,10 @@ MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
     ("plan.md", "TABLE"): plans,
     ("plan.md", "LOGPROBS"): log_prob_memory,
     ("rft.md", "PEERS"): peers,
-    ("speed.md", "SPEED_TABLE"): lambda: benches("policy_dense", "policy_useful"),
+    ("speed.md", "SPEED_TABLE"): lambda: benches("policy"),
     ("speed.md", "SPEED_JEMALLOC"): lambda: benches("policy_dense_jemalloc"),
     ("speed.md", "SPEED_STAGES"): stages,
+    ("speed.md", "SPEED_PRODUCTS"): products,
     ("speed.md", "SPEED_FIRST_HOST"): lambda: benches("policy_dense_first_host", "policy_useful_first_host"),
     ("rollout.md", "ROLLOUT_TABLES"): lambda: "\n\n".join([rollouts(), benches("rollout"), simulations()]),
     ("ttrl.md", "TTRL_TABLE"): ttrl,
