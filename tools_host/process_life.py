@@ -1,4 +1,4 @@
-"""When worker processes end: not at Ctrl-C, which a terminal sends to all of them, but with the process that started them."""
+"""When worker processes end: not at a signal that is sent to all of them, but with the process that started them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ def interrupts_blocked() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a worker: ends it as soon as the process that started it is gone, however that ended."""
+    """In a worker: ends it as soon as the process that started it is gone, however that ended, and not before.
+
+    It leaves the process group: what asks a whole group to stop (`timeout`, a batch system's notice, `kill -- -GROUP`) means the
+    process that started it, which may have an iteration to finish with this worker's help, and then a checkpoint to write.
+    """
+    os.setpgrp()
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -26,16 +26,16 @@ def start(*arguments, **options):
     return subprocess.Popen(command, text=True, start_new_session=True, **pipes, **{"env": ENVIRONMENT, **options})
 
 
-def running(group):
-    """Processes of a group that are not zombies: what is dead waits for init to notice."""
+def running(session):
+    """Processes of a session that are not zombies: what is dead waits for init to notice."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as file:
-                state, _, its_group = file.read().rpartition(")")[2].split()[:3]
+                state, _, _, its_session = file.read().rpartition(")")[2].split()[:4]
         except OSError:
             continue
-        if int(its_group) == group and state != "Z":
+        if int(its_session) == session and state != "Z":
             found.append(int(name))
     return found
 

@@ -72,6 +72,25 @@ def test_an_idle_worker_that_dies_costs_nothing(pool: WorkerPool) -> None:
         pid = replaced
 
 
+def test_what_asks_the_whole_group_to_stop_leaves_workers_at_their_work(lab_config: ToolsConfig) -> None:
+    """A training run finishes its iteration at SIGTERM: a call that is lost meanwhile would be in its checkpoint."""
+    heard = []
+    before, group = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM")), os.getpgrp()
+    alone = os.getsid(0) == os.getpid()  # a session's first process has a group of its own, and cannot leave it
+    try:
+        if not alone:
+            os.setpgrp()  # the signal is for no other process of this session
+        with WorkerPool(lab_config, workers=1) as pool:
+            pid = data(run(pool, how="pid"))["pid"]
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+            assert data(run(pool, how="pid"))["pid"] == pid
+    finally:
+        if not alone:
+            os.setpgid(0, group)
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["SIGTERM"]
+
+
 def test_a_worker_never_gets_an_interrupt_not_even_one_that_replaced_another(pool: WorkerPool) -> None:
     for _ in range(2):
         pid = data(run(pool, how="pid"))["pid"]
