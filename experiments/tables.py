@@ -500,6 +500,7 @@ MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
     ("ttrl.md", "TTRL_TABLE"): ttrl,
     ("ttrl.md", "STREAM"): stream,
     ("ttrl.md", "CORRIDOR"): corridor,
+    ("ttrl.md", "CONTROLS"): controls,
     ("rft.md", "CCRFT_TABLE"): ccrft,
     ("rft.md", "ABLATION"): ablation,
 }

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-_SHORT = {"total_steps": 150, "ema.half_life": 45.0, "kl.warm_up": 9}
+# Whatever counts updates, or records, is scaled with them: about 50 of 150 queries are learnt from, about 120 of 400.
+_SHORT = {"total_steps": 150, "ema.half_life": 45.0, "kl.warm_up": 9, "memory.silent_below": 20}
 _NO_KL: dict[str, Any] = {"control": "none", "guard.on": False}
 # Learns from what most answers say, always: nothing looks at trajectories, abstains, holds or takes back.
 _NO_SAFETY: dict[str, Any] = {
