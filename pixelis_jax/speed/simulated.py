@@ -78,11 +78,6 @@ SIMULATIONS = {
         title="tools 200 ms, device as long", slots=40, workers=16, episodes=640,
         slot_s=0.75 * 0.2 / 16, delay_s=0.2, of_bound=0.9,
     ),
-    # Calls that take equally long keep slots in step, so that device and tools wait for each other: more slots hide that.
-    "constant_64": Simulation(
-        title="the same, 64 slots", slots=64, workers=16, episodes=640,
-        slot_s=0.75 * 0.2 / 16, delay_s=0.2, of_bound=0.9,
-    ),
     "heavy_tail": Simulation(
         title="tools lognormal, device their mean", slots=16, workers=16, episodes=96,
         blocks=(8, 8), block_s=_MEAN / 8, delay_s=0.15, spread=_SIGMA, over_batches=1.9,
