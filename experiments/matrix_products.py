@@ -25,6 +25,7 @@ from pixelis_jax.workdir.atomic import write_json
 
 MODELS = ("train_10m", "train_100m")
 KINDS = ("x W", "g W^T", "x^T g")
+_WARM_UP = 3  # turns that do not count
 
 
 def shapes(work: str) -> list[tuple[int, int, int]]:
@@ -43,22 +44,23 @@ def compare(kind: str, size: tuple[int, int, int], repetitions: int) -> dict[str
     tokens, before, behind = size
     rng = np.random.default_rng(0)
     x, w, g = (rng.normal(size=pair).astype(np.float32) for pair in ((tokens, before), (before, behind), (tokens, behind)))
-    product: Callable[[Any, Any], Any] = {
-        "x W": lambda a, b: a @ b,
-        "g W^T": lambda a, b: a @ b.T,
-        "x^T g": lambda a, b: a.T @ b,
-    }[kind]
-    pair = {"x W": (x, w), "g W^T": (g, w), "x^T g": (x, g)}[kind]
+    products: dict[str, tuple[Callable[[Any, Any], Any], tuple[np.ndarray, np.ndarray]]] = {
+        "x W": (lambda a, b: a @ b, (x, w)),
+        "g W^T": (lambda a, b: a @ b.T, (g, w)),
+        "x^T g": (lambda a, b: a.T @ b, (x, g)),
+    }
+    product, pair = products[kind]
     compiled, ours, theirs = jax.jit(product), [jnp.asarray(a) for a in pair], [torch.from_numpy(a) for a in pair]
     np.testing.assert_allclose(np.asarray(compiled(*ours)), product(*theirs).numpy(), rtol=1e-3, atol=1e-2)
     sides = (lambda: jax.block_until_ready(compiled(*ours)), lambda: product(*theirs))
-    seconds = np.empty((repetitions, 2))
-    for turn in range(-3, repetitions):  # three to warm up
+    seconds = np.empty((_WARM_UP + repetitions, 2))
+    for turn in range(len(seconds)):
         for side in (0, 1) if turn % 2 else (1, 0):
             began = time.perf_counter()
             for _ in range(5):
                 sides[side]()
             seconds[turn, side] = (time.perf_counter() - began) / 5
+    seconds = seconds[_WARM_UP:]
     ratios, rates = seconds[:, 1] / seconds[:, 0], 2 * tokens * before * behind / np.median(seconds, axis=0) / 1e9
     return {
         "kind": kind,
