@@ -4,10 +4,12 @@
 
 Of each layer's products with parameters there are three: `x W` on the way forward, `g W^T` and `x^T g` on the way back. Float32,
 one thread a processor; the two take turns, and a ratio is taken turn by turn. A step spends most of its time in such products, so
-their ratio bounds what a step can reach (docs/speed.md). Needs torch, as `make oracle` installs it. Exit status: 0.
+their ratio bounds what a step can reach (docs/speed.md). Needs torch, as `make oracle` installs it. Exit status: 0, and 2 without
+torch.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -77,6 +79,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, help="where the record goes")
     parser.add_argument("--repetitions", type=int, default=21, help="turns of each side (default: 21)")
     args = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        parser.error("needs torch: run it in the environment that `make oracle` sets up")
     if not os.environ.keys() >= ALLOCATOR.keys():  # read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     rows = [{"work": work, **compare(kind, size, args.repetitions)} for work in MODELS for size in shapes(work) for kind in KINDS]
