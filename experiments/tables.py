@@ -492,6 +492,7 @@ MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
     ("plan.md", "LOGPROBS"): log_prob_memory,
     ("rft.md", "PEERS"): peers,
     ("speed.md", "SPEED_TABLE"): lambda: benches("policy"),
+    ("speed.md", "SPEED_SECOND_HOST"): lambda: benches("policy_second_host"),
     ("speed.md", "SPEED_JEMALLOC"): lambda: benches("policy_dense_jemalloc"),
     ("speed.md", "SPEED_STAGES"): stages,
     ("speed.md", "SPEED_PRODUCTS"): products,
