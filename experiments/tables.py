@@ -237,14 +237,7 @@ def ablation(start: str = "tiny_sft_early") -> str:
     names = {variant: _seeds(folder, variant) for variant in VARIANTS}
     names = {variant: seeds for variant, seeds in names.items() if seeds}
     found = _evaluations(folder, [start, *(name for seeds in names.values() for name in seeds)])
-    outcomes = {variant: np.stack([_right(found[name]) for name in seeds]) for variant, seeds in names.items()}
-    base = _right(found[start])
-    compared: list[tuple[str, str, SeedMeanDifference]] = []
-    for variant, own in outcomes.items():
-        compared.append((variant, start, _against(base, [found[name] for name in names[variant]])))
-        if variant != "answer_only" and len(own) == len(outcomes.get("answer_only", ())):
-            compared.append((variant, "answer_only", seed_mean_difference(own, outcomes["answer_only"])))
-    adjusted = benjamini_hochberg([result.p_value for _, _, result in compared])
+    compared = _comparisons(names, found, start, "answer_only")
     head = ["", "seeds", "accuracy", "RaPR", "RaCPR", "valid calls", "calls"]
     lines = table(head)
     for variant, seeds in ({start: [start]} | names).items():
@@ -258,7 +251,7 @@ def ablation(start: str = "tiny_sft_early") -> str:
         lines.append(line([*cells, spread("valid_calls", 100, 1), spread("mean_chain", 1, 2)]))
     head = ["accuracy of", "less that of", "points", "95 % interval", "by seed", "p, adjusted"]
     lines += ["", *table(head)]
-    for (variant, other, result), p_value in zip(compared, adjusted.tolist(), strict=True):
+    for (variant, other), (result, p_value) in compared.items():
         lines.append(line([f"`{variant}`", f"`{other}`", *_points(result), f"{p_value:.2g}"]))
     return "\n".join(lines)
 
@@ -353,15 +346,7 @@ def controls(start: str = "tiny_sft_early", whole: str = "short_safe") -> str:
     names = {variant: _seeds(folder, variant) for variant in CONTROLS}
     names = {variant: seeds for variant, seeds in names.items() if seeds}
     found = _evaluations(folder, [start, *(name for seeds in names.values() for name in seeds)])
-    right = {name: _right(record) for name, record in found.items()}
-    compared: dict[tuple[str, str], SeedMeanDifference] = {}
-    for variant, seeds in names.items():
-        compared[variant, start] = _against(right[start], [found[name] for name in seeds])
-        peers_of = [f"{whole}-{name.rsplit('-', 1)[1]}" for name in seeds]
-        if variant != whole and set(peers_of) <= set(names.get(whole, ())):
-            own, others = (np.stack([right[name] for name in group]) for group in (seeds, peers_of))
-            compared[variant, whole] = seed_mean_difference(own, others)
-    adjusted = dict(zip(compared, benjamini_hochberg([result.p_value for result in compared.values()]).tolist(), strict=True))
+    compared = _comparisons(names, found, start, whole)
     head = ["", "", "seeds", "lessons", "fresh questions", "calls"]
     head += ["less the start", "95 % interval", "p, adjusted", "less the whole", "95 % interval", "p, adjusted"]
     lines = table(head)
@@ -372,8 +357,8 @@ def controls(start: str = "tiny_sft_early", whole: str = "short_safe") -> str:
         cells = [f"`{variant}`", CONTROLS[variant], str(len(seeds)), lessons]
         cells += [percent(np.mean([row["accuracy"] for row in rows])), f"{np.mean([row['mean_chain'] for row in rows]):.2f}"]
         for other in (start, whole):
-            result = compared.get((variant, other))
-            cells += [*_points(result)[:2], f"{adjusted[variant, other]:.2g}"] if result else ["-"] * 3
+            result, p_value = compared.get((variant, other), (None, 1.0))
+            cells += [*_points(result)[:2], f"{p_value:.2g}"] if result else ["-"] * 3
         lines.append(line(cells))
     return "\n".join(lines)
 
@@ -415,6 +400,31 @@ def _against(start: np.ndarray, seeds: Sequence[Mapping[str, Any]]) -> SeedMeanD
     """Runs of some seeds compared with what all of them started from, which has no seeds: 0 or 1 of each question."""
     own = np.stack([_right(record) for record in seeds])
     return seed_mean_difference(own, np.broadcast_to(start, own.shape))
+
+
+def _comparisons(
+    names: Mapping[str, Sequence[str]], found: Mapping[str, Mapping[str, Any]], start: str, whole: str
+) -> dict[tuple[str, str], tuple[SeedMeanDifference, float]]:
+    """Compares variants with what all started from, and with the variant `whole` on the same seeds where it has them.
+
+    Args:
+      names: evaluations of each variant, ``VARIANT-SEED``.
+      found: the evaluations.
+      start: name of the start's evaluation.
+      whole: a variant.
+
+    Returns:
+      (variant, `start` or `whole`) -> difference, and its p-value, adjusted over all of them (Benjamini and Hochberg, 1995).
+    """
+    compared: dict[tuple[str, str], SeedMeanDifference] = {}
+    for variant, seeds in names.items():
+        compared[variant, start] = _against(_right(found[start]), [found[name] for name in seeds])
+        peers_of = [f"{whole}-{name.rsplit('-', 1)[1]}" for name in seeds]
+        if variant != whole and set(peers_of) <= set(names.get(whole, ())):
+            own, others = (np.stack([_right(found[name]) for name in group]) for group in (seeds, peers_of))
+            compared[variant, whole] = seed_mean_difference(own, others)
+    adjusted = benjamini_hochberg([result.p_value for result in compared.values()]).tolist()
+    return {pair: (result, p_value) for (pair, result), p_value in zip(compared.items(), adjusted, strict=True)}
 
 
 def _calls_where_any(row: Mapping[str, Any]) -> str:
