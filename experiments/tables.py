@@ -7,7 +7,7 @@ python experiments/tables.py --write  # puts those of docs/ between their marks
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -347,33 +347,53 @@ def controls(start: str = "tiny_sft_early", whole: str = "short_safe") -> str:
     names = {variant: seeds for variant, seeds in names.items() if seeds}
     found = _evaluations(folder, [start, *(name for seeds in names.values() for name in seeds)])
     compared = _comparisons(names, found, start, whole)
-    head = ["", "", "seeds", "lessons", "fresh questions", "calls"]
+    head = ["", "", "seeds", "lessons", "KL from the start", "fresh questions", "calls"]
     head += ["less the start", "95 % interval", "p, adjusted", "less the whole", "95 % interval", "p, adjusted"]
     lines = table(head)
     for variant, seeds in names.items():
         rows = [found[name]["with_tools"] for name in seeds]
         runs = [json.loads((RESULTS / "ttrl" / f"{name}.json").read_text()) for name in seeds]
         lessons = ", ".join(str(int(sum(run["curves"]["learnt"]))) for run in runs)
-        cells = [f"`{variant}`", CONTROLS[variant], str(len(seeds)), lessons]
+        cells = [f"`{variant}`", CONTROLS[variant], str(len(seeds)), lessons, _drift(seeds)]
         cells += [percent(np.mean([row["accuracy"] for row in rows])), f"{np.mean([row['mean_chain'] for row in rows]):.2f}"]
         for other in (start, whole):
             result, p_value = compared.get((variant, other), (None, 1.0))
             cells += [*_points(result)[:2], f"{p_value:.2g}"] if result else ["-"] * 3
         lines.append(line(cells))
+    if seeds := sorted(_numbers(names.get("poison_value_off", ())) & _numbers(names.get("value_off", ()))):
+        poisoned, clean = (
+            np.stack([_right(found[f"{variant}-{seed}"]) for seed in seeds]) for variant in ("poison_value_off", "value_off")
+        )
+        points, interval, by_seed = _points(seed_mean_difference(poisoned, clean))
+        pair = "Poison where nothing knows of value, `poison_value_off` less `value_off`"
+        lines += ["", f"{pair}: {points} points ({interval}), by seed {by_seed}."]
     return "\n".join(lines)
+
+
+def _numbers(names: Iterable[str]) -> set[str]:
+    """The seeds in names of runs, ``VARIANT-SEED``."""
+    return {name.rsplit("-", 1)[1] for name in names}
+
+
+def _drift(names: Sequence[str]) -> str:
+    """Divergence of runs from their start, the mean of those that `experiments/drift.py` has measured."""
+    path = RESULTS / "ttrl" / "drift.json"
+    known = json.loads(path.read_text())["divergence"] if path.exists() else {}
+    found = [known[name] for name in names if name in known]
+    return f"{np.mean(found):.3f}" if found else "-"
 
 
 def corridor() -> str:
     """Where the divergence lay after each update behind the warm-up, a row a run of 400 queries, beside the paper's."""
-    head = ["", "updates", "inside 0.10 - 0.20", "below", "above", "median", "P95", "greatest", "taken back"]
+    head = ["", "updates", "inside 0.10 - 0.20", "below", "above", "median", "P95", "greatest", "taken back", "from the start"]
     lines = table(head)
     for name in (name for variant in LONG for name in _seeds(RESULTS / "ttrl", variant)):
         run = json.loads((RESULTS / "ttrl" / f"{name}.json").read_text())
         found = run["corridor"]["after_warm_up"]
         cells = [f"`{name}`", str(found["updates"]), *(percent(found[share]) for share in ("inside", "below", "above"))]
         cells += [f"{found[value]:.3f}" for value in ("median", "p95", "greatest")]
-        lines.append(line([*cells, str(int(sum(run["curves"]["rolled_back"])))]))
-    lines.append(line(["the paper, 8B", "8,000", *["-"] * 3, "about 0.16", *["-"] * 3]))
+        lines.append(line([*cells, str(int(sum(run["curves"]["rolled_back"]))), _drift([name])]))
+    lines.append(line(["the paper, 8B", "8,000", *["-"] * 3, "about 0.16", *["-"] * 4]))
     return "\n".join(lines)
 
 
