@@ -70,7 +70,9 @@ def test_controls_are_compared_with_the_start_and_with_the_whole_seed_by_seed(ta
     """By hand: three questions."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "ttrl" / "eval").mkdir(parents=True)
-    for name, right in {"tiny_sft_early": "001", "short_safe-0": "111", "short_safe-1": "011", "ans_ssc-1": "001"}.items():
+    runs = {"tiny_sft_early": "001", "short_safe-0": "111", "short_safe-1": "011", "ans_ssc-1": "001"}
+    runs |= {"value_off-0": "111", "value_off-1": "011", "poison_value_off-1": "000"}
+    for name, right in runs.items():
         record = {
             "questions": "q",
             "items": {"with_tools": right},
@@ -78,9 +80,11 @@ def test_controls_are_compared_with_the_start_and_with_the_whole_seed_by_seed(ta
         }
         (tmp_path / "ttrl" / "eval" / f"{name}.json").write_text(json.dumps(record))
         (tmp_path / "ttrl" / f"{name}.json").write_text(json.dumps({"curves": {"learnt": [1, 0, 1]}}))
-    whole, answers = tables.controls().splitlines()[2:]
-    assert whole.startswith("| `short_safe` | as shipped | 2 | 2, 2 | 83.3 % | 1.00 | +50.0 | ") and whole.endswith(
+    (tmp_path / "ttrl" / "drift.json").write_text(json.dumps({"divergence": {"short_safe-0": 0.02, "short_safe-1": 0.04}}))
+    whole, answers, _, _, _, poison = tables.controls().splitlines()[2:]
+    assert whole.startswith("| `short_safe` | as shipped | 2 | 2, 2 | 0.030 | 83.3 % | 1.00 | +50.0 | ") and whole.endswith(
         "| - | - | - |"
     )
-    assert answers.startswith("| `ans_ssc` | votes by answers alone (Ans-SSC) | 1 | 2 | 33.3 % | 1.00 | +0.0 | ")
+    assert answers.startswith("| `ans_ssc` | votes by answers alone (Ans-SSC) | 1 | 2 | - | 33.3 % | 1.00 | +0.0 | ")
+    assert "`poison_value_off` less `value_off`: -66.7 points" in poison  # on the seed that both have
     assert " | -33.3 | " in answers  # less the whole with the same seed
