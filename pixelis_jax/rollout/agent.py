@@ -323,7 +323,7 @@ class Agent:
             raise prepared
         request, chunk = prepared.request, prepared.chunk
         options = SlotOptions(
-            key=np.asarray(jax.random.key_data(_episode_key(request)), np.uint32),
+            key=_episode_key(request),
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
@@ -541,12 +541,18 @@ def never_sampled_ids(tokenizer: TextTokenizer) -> list[int]:
     return [tokenizer.id(token) for token in NEVER_SAMPLED]
 
 
-def _episode_key(request: Request) -> jax.Array:
-    """All the randomness of an episode: fold_in(seed, example, sample)."""
-    key = jax.random.key(request.seed)
-    for part in (_stable_hash(request.example.id), request.sample):
-        key = jax.random.fold_in(key, part)
-    return key
+def _episode_key(request: Request) -> np.ndarray:
+    """All the randomness of an episode, as `SlotOptions.key`: fold_in(seed, example, sample)."""
+    return np.asarray(_folded(_seed_key(request.seed), _stable_hash(request.example.id), request.sample))
+
+
+_seed_key = functools.lru_cache(maxsize=8)(jax.random.key)
+
+
+@jax.jit
+def _folded(key: jax.Array, example: int, sample: int) -> jax.Array:
+    """One call to the device in place of four: it idles while an episode waits for its key."""
+    return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, example), sample))
 
 
 def _stable_hash(text: str) -> int:

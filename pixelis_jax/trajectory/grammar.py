@@ -109,15 +109,13 @@ def roles_of(ids: Sequence[int] | np.ndarray, token_bytes: Mapping[int, bytes] |
     byte_roles = np.full(int(offsets[-1]), Role.FORMAT, np.int8)
     for span in parse_turn(raw).spans:
         byte_roles[offsets[span.start] : offsets[span.end]] = span.role
-    roles = np.full(len(pieces), Role.FORMAT, np.int8)
-    position = 0
-    for index, piece in enumerate(pieces):
-        decided = byte_roles[position : position + len(piece)]
-        decided = decided[decided != Role.FORMAT]
-        if decided.size:
-            roles[index] = decided[0]
-        position += len(piece)
-    return roles
+    sizes = np.array([len(piece) for piece in pieces], np.int64)
+    ends = np.cumsum(sizes)
+    # One more, which is format, stands behind all bytes: for tokens behind which nothing else does.
+    byte_roles = np.append(byte_roles, np.int8(Role.FORMAT))
+    decided = np.append(np.flatnonzero(byte_roles != Role.FORMAT), len(byte_roles) - 1)
+    first = decided[np.searchsorted(decided, ends - sizes)]
+    return np.where(first < ends, byte_roles[first], np.int8(Role.FORMAT))
 
 
 def format_call(call: ToolCall, *, compact: bool = False) -> str:
