@@ -137,6 +137,15 @@ def products() -> str:
     return "\n".join(lines)
 
 
+def decode_profile() -> str:
+    """Where a decoding step goes."""
+    rows = json.loads((RESULTS / "bench" / "decode_profile.json").read_text())["milliseconds"]
+    parts = ("step", "products", "scores", "mixture", "writes", "rest")
+    lines = table(["", *parts])
+    lines += [line([f"`{work}`", *(f"{row[part]:.2f} ms" for part in parts)]) for work, row in rows.items()]
+    return "\n".join(lines)
+
+
 def simulations() -> str:
     """The agent's loop over a simulated device and tools."""
     lines = table(["simulated", "seconds", "device", "tools", "of the bound", "device idle", "batches / ours"])
@@ -528,6 +537,8 @@ MARKED: Mapping[tuple[str, str], Callable[[], str]] = {
     ("speed.md", "SPEED_PRODUCTS"): products,
     ("speed.md", "SPEED_FIRST_HOST"): lambda: benches("policy_dense_first_host", "policy_useful_first_host"),
     ("rollout.md", "ROLLOUT_TABLES"): lambda: "\n\n".join([rollouts(), benches("rollout"), simulations()]),
+    ("rollout.md", "ROLLOUT_SECOND_HOST"): lambda: benches("rollout_second_host"),
+    ("rollout.md", "DECODE_PROFILE"): decode_profile,
     ("ttrl.md", "TTRL_TABLE"): ttrl,
     ("ttrl.md", "STREAM"): stream,
     ("ttrl.md", "CORRIDOR"): corridor,
