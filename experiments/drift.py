@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from configs import tiny_ttrl
 from pixelis_jax.commands import models
+from pixelis_jax.commands.adapt import questions
 from pixelis_jax.commands.errors import UserError
-from pixelis_jax.commands.eval import build_examples
 from pixelis_jax.commands.reinforce import sampler
 from pixelis_jax.data.examples import encode_record
 from pixelis_jax.memory import KeyMaker
@@ -56,22 +56,13 @@ def main() -> int:
         "divergence": json.loads(args.json.read_text())["divergence"] if args.json.exists() else {},
     }
     new = {name: model for name, model in named.items() if name not in record["divergence"]}
-    for name, divergence in _drift(config, new, _probe(config, args.data)):
+    _, probe = questions(config, args.data)
+    for name, divergence in _drift(config, new, probe):
         record["divergence"][name] = divergence
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.json, record)
         print(f"{name}: {divergence:.4f}", flush=True)
     return 0
-
-
-def _probe(config: ConfigDict, folder: Path) -> list[Example]:
-    """The questions behind those of the stream, one of each family after the other."""
-    counts: dict[str, int] = config.scenes.counts.to_dict()
-    apart = -(-config.probe // len(counts))
-    wanted = {family: count + apart for family, count in counts.items()}
-    examples = build_examples(folder, config.scenes.split, wanted, workers=config.scenes.workers, seed=config.scenes.seed)
-    behind = [[example for example in examples if example.family == family][count:] for family, count in counts.items()]
-    return [example for group in zip(*behind, strict=True) for example in group][: config.probe]
 
 
 def _drift(config: ConfigDict, named: Mapping[str, str], probe: Sequence[Example]) -> Iterator[tuple[str, float]]:

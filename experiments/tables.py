@@ -7,7 +7,7 @@ python experiments/tables.py --write  # puts those of docs/ between their marks
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -369,19 +369,11 @@ def controls(start: str = "tiny_sft_early", whole: str = "short_safe") -> str:
             result, p_value = compared.get((variant, other), (None, 1.0))
             cells += [*_points(result)[:2], f"{p_value:.2g}"] if result else ["-"] * 3
         lines.append(line(cells))
-    if seeds := sorted(_numbers(names.get("poison_value_off", ())) & _numbers(names.get("value_off", ()))):
-        poisoned, clean = (
-            np.stack([_right(found[f"{variant}-{seed}"]) for seed in seeds]) for variant in ("poison_value_off", "value_off")
-        )
-        points, interval, by_seed = _points(seed_mean_difference(poisoned, clean))
+    if poison := _against_peers("poison_value_off", "value_off", names, found):
+        points, interval, by_seed = _points(poison)
         pair = "Poison where nothing knows of value, `poison_value_off` less `value_off`"
         lines += ["", f"{pair}: {points} points ({interval}), by seed {by_seed}."]
     return "\n".join(lines)
-
-
-def _numbers(names: Iterable[str]) -> set[str]:
-    """The seeds in names of runs, ``VARIANT-SEED``."""
-    return {name.rsplit("-", 1)[1] for name in names}
 
 
 def _drift(names: Sequence[str]) -> str:
@@ -431,6 +423,18 @@ def _against(start: np.ndarray, seeds: Sequence[Mapping[str, Any]]) -> SeedMeanD
     return seed_mean_difference(own, np.broadcast_to(start, own.shape))
 
 
+def _against_peers(
+    variant: str, other: str, names: Mapping[str, Sequence[str]], found: Mapping[str, Mapping[str, Any]]
+) -> SeedMeanDifference | None:
+    """A variant compared with another on its own seeds, seed by seed; None where the other lacks one. As `_comparisons`."""
+    seeds = names.get(variant, ())
+    peers = [f"{other}-{name.rsplit('-', 1)[1]}" for name in seeds]
+    if not seeds or not set(peers) <= set(names.get(other, ())):
+        return None
+    own, others = (np.stack([_right(found[name]) for name in group]) for group in (seeds, peers))
+    return seed_mean_difference(own, others)
+
+
 def _comparisons(
     names: Mapping[str, Sequence[str]], found: Mapping[str, Mapping[str, Any]], start: str, whole: str
 ) -> dict[tuple[str, str], tuple[SeedMeanDifference, float]]:
@@ -448,10 +452,8 @@ def _comparisons(
     compared: dict[tuple[str, str], SeedMeanDifference] = {}
     for variant, seeds in names.items():
         compared[variant, start] = _against(_right(found[start]), [found[name] for name in seeds])
-        peers_of = [f"{whole}-{name.rsplit('-', 1)[1]}" for name in seeds]
-        if variant != whole and set(peers_of) <= set(names.get(whole, ())):
-            own, others = (np.stack([_right(found[name]) for name in group]) for group in (seeds, peers_of))
-            compared[variant, whole] = seed_mean_difference(own, others)
+        if variant != whole and (beside := _against_peers(variant, whole, names, found)):
+            compared[variant, whole] = beside
     adjusted = benjamini_hochberg([result.p_value for result in compared.values()]).tolist()
     return {pair: (result, p_value) for (pair, result), p_value in zip(compared.items(), adjusted, strict=True)}
 

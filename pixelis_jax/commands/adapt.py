@@ -72,7 +72,6 @@ def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, R
     """
     import numpy as np
 
-    from pixelis_jax.commands.eval import build_examples
     from pixelis_jax.commands.reinforce import sampler
     from pixelis_jax.evaluation.run import judge
     from pixelis_jax.memory import KeyMaker
@@ -81,16 +80,9 @@ def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, R
     from pixelis_jax.training import ttrl
     from pixelis_jax.training.answering import Answerer, unlabelled
 
-    scenes = config.scenes.to_dict()
-    counts: dict[str, int] = scenes["counts"]
-    apart = -(-config.probe // len(counts))  # questions of each family that are no part of the stream
-    examples = build_examples(
-        workdir / "data", scenes["split"], {family: count + apart for family, count in counts.items()},
-        workers=scenes["workers"], seed=scenes["seed"], reframed=scenes["reframed"],
-    )  # fmt: skip
-    asked, probe = _split(examples, counts)
+    asked, probe = questions(config, workdir / "data")
     order = np.random.default_rng(config.seed).permutation(len(asked))
-    labelled = {example.id: example for example in examples}
+    labelled = {example.id: example for example in asked}
 
     def stream(first: int) -> Iterator[Query]:
         return (unlabelled(asked[number]) for number in order[first:].tolist())
@@ -104,9 +96,29 @@ def train(config: ConfigDict, workdir: Path, loaded: Loaded) -> tuple[Qwen3VL, R
             loaded.encoder, policy=workdir.name,
         )  # fmt: skip
         return ttrl.run(
-            config, workdir, loaded.model, loaded.encoder, answerer, stream, [unlabelled(e) for e in probe[: config.probe]],
+            config, workdir, loaded.model, loaded.encoder, answerer, stream, [unlabelled(example) for example in probe],
             banned_ids=banned_ids(loaded.encoder), mesh=sampling.mesh, judge=verdict,
         )  # fmt: skip
+
+
+def questions(config: ConfigDict, folder: Path) -> tuple[list[Example], list[Example]]:
+    """Builds the questions of a run: of its stream, in no order yet, and of its probe set, which are no part of the stream.
+
+    Args:
+      config: See `configs/tiny_ttrl.py`.
+      folder: Where they are built.
+    """
+    from pixelis_jax.commands.eval import build_examples
+
+    scenes = config.scenes.to_dict()
+    counts: dict[str, int] = scenes["counts"]
+    apart = -(-config.probe // len(counts))
+    examples = build_examples(
+        folder, scenes["split"], {family: count + apart for family, count in counts.items()},
+        workers=scenes["workers"], seed=scenes["seed"], reframed=scenes["reframed"],
+    )  # fmt: skip
+    asked, probe = _split(examples, counts)
+    return asked, probe[: config.probe]
 
 
 def _split(examples: Sequence[Example], counts: dict[str, int]) -> tuple[list[Example], list[Example]]:
