@@ -1,18 +1,15 @@
 """Where a decoding step's time goes: kernels by what the compiled program says of them."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import decode_profile
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("decode_profile", ROOT / "experiments" / "decode_profile.py")
-decode_profile = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(decode_profile)
 
 STEP = "jit(decode)/while/body"
 

@@ -1,6 +1,5 @@
 """Summaries of runs, and the figures that are drawn from them: numbers by hand, what is read, and what is refused."""
 
-import importlib.util
 import json
 import shlex
 import subprocess
@@ -8,23 +7,14 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import figures
 import numpy as np
 import pytest
+import summarize_run
 
 from pixelis_jax.workdir import Workdir
 
 ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-figures, summarize_run = load("figures"), load("summarize_run")
 
 
 def summary(folder, variant, seed, iterations, **curves):

@@ -1,28 +1,14 @@
 """The KL controller on simulated plants: what is counted, by hand; that the corridor is held; and that it can be left."""
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
+import kl_plant
 import pytest
 
 from pixelis_jax.losses import ControlSettings
 
-ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-kl_plant = load("kl_plant")
 PLANTS, Plant = kl_plant.PLANTS, kl_plant.Plant
 UPDATES, WARM_UP = 300, 30
 

@@ -1,13 +1,12 @@
 """What redundant calls earn: the scripted episodes, their features, and the comparison, by hand and on a few scenes."""
 
 import dataclasses
-import importlib.util
 import itertools
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import redundancy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,18 +18,6 @@ from pixelis_jax.trajectory import is_valid, repeats
 from pixelis_jax.trajectory.regions import box_iou
 from tools_host.geometry import to_pixels
 
-ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-redundancy = load("redundancy")
 MODEL, FAMILIES, SCENES = "tiny_sft_early", ("shape", "cut"), 2
 
 

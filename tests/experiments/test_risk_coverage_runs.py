@@ -1,31 +1,16 @@
 """Risk against coverage of recorded votes: what a record is worth, curves and differences by hand, and what is refused."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import risk_coverage
 
 from pixelis_jax.trajectory import Source, Trajectory
 from pixelis_jax.trajectory.io import write_trajectories
 from pixelis_jax.voting import Limits, answer_classes, counted_answer, decide, make_record, risk_at, vote_to_json
 from pixelis_jax.workdir import Workdir
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-risk_coverage = load("risk_coverage")
 
 
 def trajectory(query, sample, answer, right, stopped="answer"):

@@ -1,30 +1,22 @@
 """What the README and the pages of docs/ say is what the artefacts say."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import tables
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(("name", "page"), [("tiny_sft", "README.md"), ("kl_plant", "docs/ttrl.md")])
-def test_the_numbers_of_a_page_are_those_of_the_artefact(tables, name, page):
+def test_the_numbers_of_a_page_are_those_of_the_artefact(name, page):
     printed = getattr(tables, name)()
     assert printed.count("\n") > 8
     assert printed in (ROOT / page).read_text()
 
 
-def test_marked_tables_are_those_of_the_artefacts_and_are_put_back(tables, tmp_path):
+def test_marked_tables_are_those_of_the_artefacts_and_are_put_back(tmp_path):
     for page, mark in tables.MARKED:
         text = (ROOT / "docs" / page).read_text()
         assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- end {mark} -->") == 1
@@ -36,7 +28,7 @@ def test_marked_tables_are_those_of_the_artefacts_and_are_put_back(tables, tmp_p
     assert (tmp_path / "plan.md").read_text() == plan
 
 
-def test_streams_are_compared_query_by_query(tables, tmp_path, monkeypatch):
+def test_streams_are_compared_query_by_query(tmp_path, monkeypatch):
     """By hand: whatever the order, and only queries that every run has."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "ttrl").mkdir()
@@ -66,7 +58,7 @@ def test_streams_are_compared_query_by_query(tables, tmp_path, monkeypatch):
     assert tables.stream().endswith("3 queries that every seed has, 3 seeds.")
 
 
-def test_controls_are_compared_with_the_start_and_with_the_whole_seed_by_seed(tables, tmp_path, monkeypatch):
+def test_controls_are_compared_with_the_start_and_with_the_whole_seed_by_seed(tmp_path, monkeypatch):
     """By hand: three questions."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "ttrl" / "eval").mkdir(parents=True)
