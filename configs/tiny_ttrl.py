@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.objective = "imitation"  # or "grpo", "entropy"
     config.poison = 0.0  # a control: share of records that carry a wrong answer
     config.probe = 16  # trajectories of the probe set
-    config.ema = ConfigDict({"half_life": 120.0})  # of the anchor, in updates: half of those that 400 queries lead to
+    config.ema = ConfigDict({"half_life": 120.0})  # of the anchor, in updates; 400 queries led to 135 to 146
     config.guard = ConfigDict({"on": True, "limit": 0.25})
     config.control = "pid"  # or "fixed", "none"
     # The least is where it begins: what is held lets go below it, long before the divergence is anywhere near its set-point.

@@ -41,6 +41,7 @@ _USER_ERRORS = (
     ("pixelis_jax.trajectory.errors", "TrajectoryError"),
     ("pixelis_jax.workdir.errors", "WorkdirError"),
     ("pixelis_jax.data.records", "RecordError"),
+    ("pixelis_jax.memory.errors", "StoreError"),
     ("pixelis_jax.policy.config", "ConfigError"),
     ("pixelis_jax.policy.weights", "WeightsError"),
     ("pixelis_jax.plan.topologies", "PlanError"),

@@ -14,19 +14,18 @@ from ml_collections import ConfigDict
 # Whatever counts updates, or records, is scaled with them: about 50 of 150 queries are learnt from, about 120 of 400.
 _SHORT = {"total_steps": 150, "ema.half_life": 45.0, "kl.warm_up": 9, "memory.silent_below": 20}
 _NO_KL: dict[str, Any] = {"control": "none", "guard.on": False}
-# Learns from what most answers say, always: nothing looks at trajectories, abstains, holds or takes back.
-_NO_SAFETY: dict[str, Any] = {
-    **_NO_KL,
-    "held.each": 0,
-    "evidence": False,
+# Learns from what most answers say, always.
+_HARD: dict[str, Any] = {
     "vote.kind": "majority",
     "vote.votes": 1,
     "vote.mass": 0.0,
     "vote.margin": 0.0,
     "vote.agree": 0.0,
     "exemplar": "random",
-    "memory.value_aware": False,
+    "evidence": False,
 }
+# And nothing holds or takes back.
+_NO_SAFETY: dict[str, Any] = {**_NO_KL, "held.each": 0, **_HARD, "memory.value_aware": False}
 
 
 def get_config() -> ConfigDict:
@@ -42,7 +41,7 @@ def get_config() -> ConfigDict:
         "fixed_beta": {"control": "fixed"},
         "no_evidence": {"evidence": False},
         "ans_ssc": {"vote.kind": "answers", "evidence": False},
-        "answer_majority": {"vote.kind": "majority", "exemplar": "random", "evidence": False},
+        "answer_majority": _HARD,
         "process_scoring": {"vote.kind": "process"},
         "random_exemplar": {"exemplar": "random", "evidence": False},
         "no_tools": {"use_tools": False, "objective": "entropy", "vote.kind": "answers", "evidence": False},

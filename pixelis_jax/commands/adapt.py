@@ -51,6 +51,10 @@ def check(path: Path, config: ConfigDict) -> None:
     check_learning(path, config)
     if config.objective == "grpo" and config.vote.kind != "trajectories":
         raise UserError(f"{path}: objective grpo needs likenesses, which vote.kind {config.vote.kind} does not compute")
+    if config.vote.votes > config.samples and not config.read_only:
+        raise UserError(
+            f"{path}: vote.votes is {config.vote.votes}, but only {config.samples} samples vote: nothing would ever be learnt"
+        )
     check_counts(config.scenes.counts.to_dict(), config.scenes.workers)
     asked = sum(config.scenes.counts.values())
     if config.total_steps > asked:

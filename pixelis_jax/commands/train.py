@@ -80,12 +80,10 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     """
     import jax
 
-    from pixelis_jax.commands import adapt, models, reinforce
+    from pixelis_jax.commands import models
     from pixelis_jax.data.records import RecordSource
-    from pixelis_jax.policy.adapters import merge_adapters
-    from pixelis_jax.rollout.agent import banned_ids
-    from pixelis_jax.training import ccrft, loop, sft, ttrl
-    from pixelis_jax.workdir import Workdir, describe_environment
+    from pixelis_jax.training import ccrft, loop, ttrl
+    from pixelis_jax.workdir import Workdir, WriterLock, describe_environment
 
     if config.init_from:
         models.locate(config.init_from, finished=True)
@@ -99,11 +97,25 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     may_differ = {"ccrft": ccrft.MAY_DIFFER, "ttrl": ttrl.MAY_DIFFER}.get(config.phase, loop.MAY_DIFFER)
     Workdir.create(workdir, config=config.to_dict(), environment=environment, may_differ=may_differ)
     _use_compilation_cache(workdir)
+    # The other processes of a run come to nothing without the first.
+    with WriterLock(workdir / ".lock", workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        return _train(config, workdir, Path(given) if given else None)
+
+
+def _train(config: ConfigDict, workdir: Path, data: Path | None) -> bool:
+    """Runs a phase in a work directory that no other process writes into; returns whether it finished."""
+    import jax
+
+    from pixelis_jax.commands import adapt, models, reinforce
+    from pixelis_jax.policy.adapters import merge_adapters
+    from pixelis_jax.rollout.agent import banned_ids
+    from pixelis_jax.training import sft
+
     with _first_process_first():
         loaded = _initial(config, workdir)
         models.save_files(loaded.encoder, workdir / models.POLICY_FOLDER)
         if config.phase not in SAMPLING:
-            data = Path(given) if given else build_data(config, workdir, loaded)
+            data = data or build_data(config, workdir, loaded)
     if config.phase in SAMPLING:
         sampling_phase = {"ccrft": reinforce.train, "ttrl": adapt.train}[config.phase]
         model, result = sampling_phase(config, workdir, loaded)

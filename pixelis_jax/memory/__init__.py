@@ -14,3 +14,4 @@ from pixelis_jax.memory.records import Record as Record
 from pixelis_jax.memory.store import Stamp as Stamp
 from pixelis_jax.memory.store import Store as Store
 from pixelis_jax.memory.store import Transaction as Transaction
+from pixelis_jax.memory.store import discard as discard

@@ -19,8 +19,8 @@ from etils import epath
 
 from pixelis_jax.memory import records, schema
 from pixelis_jax.memory.errors import StoreError
-from pixelis_jax.memory.lock import WriterLock
 from pixelis_jax.memory.records import Record, Row, Summary
+from pixelis_jax.workdir import WorkdirError, WriterLock
 
 _KEYS_A_READ = 4096
 _WAIT_S = 30.0  # for a lock of SQLite's own: a reader that recovers the log, another's snapshot
@@ -160,7 +160,7 @@ class Store:
             schema.check_file(self.path)
         self._mutex = threading.RLock()
         self._transaction: Transaction | None = None
-        self._lock = None if read_only else WriterLock(self.path.with_name(self.path.name + ".lock"))
+        self._lock = None if read_only else _locked(self.path)
         try:
             with self._errors():
                 self._connection = _connect(self.path, read_only=read_only)
@@ -405,6 +405,25 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise StoreError(_explained(self.path, error)) from error
+
+
+def discard(path: epath.PathLike) -> None:
+    """Removes a store, if there is one; its lock stays, held by nobody.
+
+    Raises:
+      StoreError: A writer has it.
+    """
+    path = Path(os.fspath(path))
+    with _locked(path):
+        for end in ("", "-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> WriterLock:
+    try:
+        return WriterLock(path.with_name(path.name + ".lock"), path)
+    except WorkdirError as error:
+        raise StoreError(f"{error}, or open it read-only") from error
 
 
 def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:

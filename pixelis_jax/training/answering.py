@@ -192,7 +192,7 @@ class Answerer:
                 limits=limits,
             ),
             "answers": lambda: voting.answer_consistency(answers, query.equivalent, temperature=vote.temperature, limits=limits),
-            "majority": lambda: voting.majority(answers, query.equivalent, voting.HARD),
+            "majority": lambda: voting.majority(answers, query.equivalent, limits),
             "process": lambda: voting.process_scoring(
                 answers, query.equivalent, fidelity, temperature=vote.temperature, limits=limits
             ),
@@ -205,9 +205,18 @@ class Answerer:
         """Who may be learnt from, or why nobody."""
         if vote.abstention is not None:
             return None, vote.abstention
+        chosen = self._chosen(vote, trajectories, fidelity, query)
+        if chosen is None:
+            return None, "no_exemplar"
+        if self._config.evidence and fidelity.measured[chosen] is None:
+            return None, "no_evidence"
+        return chosen, None
+
+    def _chosen(self, vote: voting.Vote, trajectories: Sequence[Trajectory], fidelity: GroupFidelity, query: str) -> int | None:
+        """Which of the winners shows it best."""
         if self._config.exemplar == "random":
             seed = int.from_bytes(query.encode()) % 2**63 + self._config.seed
-            return voting.random_exemplar(vote, seed), None
+            return voting.random_exemplar(vote, seed)
         count = len(trajectories)
         if self._config.vote.kind == "process":
             vote = dataclasses.replace(vote, fidelity=fidelity.fidelity)
@@ -216,9 +225,4 @@ class Answerer:
         if not vote.scores:
             nothing = voting.Score(agreement=0.0, fidelity=0.0, support=0.0, length=0.0, total=0.0)
             vote = dataclasses.replace(vote, scores=(nothing,) * count)
-        chosen = voting.exemplar(vote, trajectories)
-        if chosen is None:
-            return None, "no_exemplar"
-        if self._config.evidence and fidelity.measured[chosen] is None:
-            return None, "no_evidence"
-        return chosen, None
+        return voting.exemplar(vote, trajectories)

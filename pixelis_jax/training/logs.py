@@ -37,6 +37,11 @@ class AppendLog:
         self._file.truncate(len(whole))
         self._file.seek(len(whole))
 
+    @property
+    def next(self) -> int:
+        """Number of the line that may come next."""
+        return self._next
+
     def append(self, number: int, value: dict[str, Any]) -> None:
         """Writes a line, unless one of this number or above is there.
 

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pixelis_jax.data import records
 from pixelis_jax.data.examples import encode_record
 from pixelis_jax.data.records import EncodedExample
 from pixelis_jax.encoding import Encoder
-from pixelis_jax.memory import Memory, MemoryConfig, Neighbour, Record, Shown
+from pixelis_jax.memory import Memory, MemoryConfig, Neighbour, Record, Shown, discard
 from pixelis_jax.policy import Qwen3VL
 from pixelis_jax.rollout.agent import Episode
 from pixelis_jax.rollout.tracing import Compilations
@@ -39,7 +40,7 @@ from pixelis_jax.trajectory import Trajectory, operations, valid_share
 from pixelis_jax.trajectory.io import relative_media, write_trajectories
 from pixelis_jax.workdir import Checkpoints, Workdir, describe_environment, write_bytes
 
-MAY_DIFFER = (*loop.MAY_DIFFER, "rollout.workers")
+MAY_DIFFER = (*loop.MAY_DIFFER, "rollout.workers", "read_only", "rate.updates", "rate.queries")
 _GUARD, _OUTAGE = "kl_above_limit", "outage"
 
 
@@ -107,6 +108,7 @@ class _Run:
         # Greedy trajectories of the last queries that were not learnt from.
         self._held = collections.deque[EncodedExample](maxlen=config.held.window)
         self._exemplars = _Exemplars(path / "exemplars")
+        self._switches = _Schedule(path / "switches.jsonl", _Switches.of(ConfigDict(self._workdir.config)))
 
     def run(self, stream: Callable[[int], Iterator[Query]]) -> tuple[Qwen3VL, loop.Result]:
         config, learner, pace = self._config, self._learner, loop.Pace(self._config)
@@ -123,6 +125,7 @@ class _Run:
             answers, votes, audit = (
                 stack.enter_context(AppendLog(self._path / f"{name}.jsonl", numbered=name == "updates")) for name in names
             )
+            self._switches.throw(_Switches.of(config), max(done, votes.next))
             saved, stopped = done, False
             progress = stack.enter_context(Progress("ttrl", start=done, total=config.total_steps))
             if 0 < done < config.total_steps:
@@ -165,11 +168,11 @@ class _Run:
         self, answered: Answered, number: int, memory: Memory | None
     ) -> tuple[voting.VoteRecord, Update | None, list[tuple[str, float]]]:
         """Learns from a vote if it may; returns the record of it, what came of the update, and what it learnt from."""
-        config, learner = self._config, self._learner
+        learner, switches = self._learner, self._switches.at(number)
         reason, before = answered.reason, learner.step
-        if config.read_only:
+        if reason is None and switches.read_only:
             reason = "read_only"
-        elif reason is None and not self._may_update(number):
+        if reason is None and not self._may_update(number, switches):
             reason = "rate_limit"
         update: Update | None = None
         lesson: list[Taught] = []
@@ -186,7 +189,7 @@ class _Run:
                     self._remember(answered, number, memory)
             else:
                 reason = _GUARD
-        if reason is not None and not config.read_only:
+        if reason is not None and not switches.read_only:
             self._hold(answered.greedy)
         record = voting.make_record(
             answered.vote,
@@ -206,11 +209,10 @@ class _Run:
         )
         return record, update, used
 
-    def _may_update(self, number: int) -> bool:
+    def _may_update(self, number: int, switches: _Switches) -> bool:
         """Whether the limit on updates leaves room for one."""
-        rate = self._config.rate
-        self._updates = [other for other in self._updates if other > number - rate.queries]
-        return len(self._updates) < rate.updates
+        self._updates = [other for other in self._updates if other > number - switches.queries]
+        return len(self._updates) < switches.updates
 
     def _lesson(self, answered: Answered, number: int, memory: Memory | None) -> tuple[list[Taught], list[tuple[str, float]]]:
         """What an update sees, and of that, by the trajectories' ids, what it is drawn to."""
@@ -334,7 +336,7 @@ class _Run:
             "memory/records": float(len(memory) if memory is not None else 0),
             "updates": float(self._learner.step),
         }
-        if answered.vote.similarity:
+        if len(answered.vote.similarity) > 1:
             matrix = np.asarray(answered.vote.similarity)
             metrics["vote/similarity"] = float(matrix[~np.eye(len(matrix), dtype=bool)].mean())
         if update is not None:
@@ -354,9 +356,7 @@ class _Run:
             return None
         path = self._path / "memory.sqlite"
         if not done:  # what a run that was killed before its first checkpoint remembered is remembered again
-            for rest in self._path.glob("memory.sqlite*"):
-                if rest.is_file():
-                    rest.unlink()
+            discard(path)
         settings = MemoryConfig(
             capacity=config.capacity, silent_below=config.silent_below, value_aware=config.value_aware, decay=config.decay
         )
@@ -411,6 +411,45 @@ class _Run:
         for old in (self._path / "snapshots").iterdir():
             if old.name.partition(".")[0].rpartition("-")[2] not in kept:
                 old.unlink()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Switches:
+    """What may be changed from one start to the next and changes what a query leads to."""
+
+    read_only: bool
+    updates: int
+    queries: int
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> _Switches:
+        return cls(config.read_only, config.rate.updates, config.rate.queries)
+
+
+class _Schedule:
+    """From which query on which switches hold: queries that are done again after a kill are done as they were."""
+
+    def __init__(self, path: Path, first: _Switches):
+        """Reads the schedule that a run has; `first` holds until anything else is said."""
+        self._path, self._changes = path, [(0, first)]
+        if not path.exists():
+            return
+        with AppendLog(path):  # cuts off half a line
+            pass
+        for line in path.read_text().splitlines():
+            values = json.loads(line)
+            self._changes.append((values.pop("from"), _Switches(**values)))
+
+    def at(self, number: int) -> _Switches:
+        """Those of a query: of the changes up to it the last that was made."""
+        return next(switches for start, switches in reversed(self._changes) if start <= number)
+
+    def throw(self, switches: _Switches, number: int) -> None:
+        """Has other switches hold from a query on, and writes that down first."""
+        if switches != self._changes[-1][1]:
+            with AppendLog(self._path) as log:
+                log.append(log.next, {"from": number, **dataclasses.asdict(switches)})
+            self._changes.append((number, switches))
 
 
 class _Exemplars:

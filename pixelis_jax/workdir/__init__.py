@@ -4,6 +4,7 @@ from pixelis_jax.workdir.atomic import write_bytes, write_json
 from pixelis_jax.workdir.checkpoints import Checkpoints
 from pixelis_jax.workdir.environment import describe_environment, describe_parameters, without_machine
 from pixelis_jax.workdir.errors import WorkdirError
+from pixelis_jax.workdir.lock import WriterLock
 from pixelis_jax.workdir.metrics import MetricsWriter, read_metrics
 from pixelis_jax.workdir.workdir import Workdir, differing_fields
 
@@ -12,6 +13,7 @@ __all__ = [
     "MetricsWriter",
     "Workdir",
     "WorkdirError",
+    "WriterLock",
     "describe_environment",
     "describe_parameters",
     "differing_fields",

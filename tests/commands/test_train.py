@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from pixelis_jax.commands import models
-from pixelis_jax.workdir import Workdir
+from pixelis_jax.workdir import Workdir, WriterLock
 
 SFT = """
 from configs import tiny_sft
@@ -207,6 +207,14 @@ def test_a_run_that_diverges_fails_without_a_traceback(run, sft, monkeypatch):
 
     monkeypatch.setattr("pixelis_jax.commands.train.train", diverge)
     assert run("train", sft, "--workdir=new") == (1, "", "pixelis: step 2 has loss nan\n")
+
+
+def test_a_directory_that_is_being_written_is_left_alone(run, sft, tmp_path):
+    (tmp_path / "a").mkdir()
+    with WriterLock(tmp_path / "a" / ".lock", tmp_path / "a"):
+        status, _, err = run("train", sft, "--workdir=a")
+    assert (status, err) == (2, f"pixelis: a is being written by process {os.getpid()}; stop it or wait for it\n")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".lock", "config.json", "environment.json"]
 
 
 def start(*arguments):

@@ -68,6 +68,7 @@ def write(tmp_path):
         ("optimizer.warmup_steps (3) must be at least 0 and less than total_steps (3)", "optimizer.warmup_steps=3"),
         ("has no field 'gaurd.on'; did you mean 'guard.on'?", "gaurd.on=False"),
         ("no split 'tests'", "scenes.split=tests"),
+        ("vote.votes is 5, but only 4 samples vote: nothing would ever be learnt", "vote.votes=5"),
     ],
 )
 def test_what_no_run_can_have_is_refused(refused, write, base, words, override):
@@ -121,3 +122,6 @@ def test_a_real_run_and_its_report(run, write, tmp_path):
     assert status == 0, err
     page = (tmp_path / "a" / "report.html").read_text()
     assert all(vote.query in page for vote in votes) and "accuracy/greedy" in page
+    (tmp_path / "a" / "memory.sqlite").write_bytes(b"no memory" * 100)
+    status, _, err = run("train", write("tiny_sft_early"), "--workdir=a")
+    assert status == 2 and "a/memory.sqlite is no memory: it is not an SQLite database" in err and err.count("\n") == 1

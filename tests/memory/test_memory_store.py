@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from memory_records import DIM, make_record, make_tokens, unit
 
-from pixelis_jax.memory import Store, StoreError
+from pixelis_jax.memory import Store, StoreError, discard
 from pixelis_jax.trajectory import TokenRecord
 
 
@@ -159,13 +159,21 @@ def test_a_smaller_capacity_takes_effect_with_the_next_transaction(path):
 
 def test_a_second_writer_is_refused_and_the_next_is_let_in(path):
     with Store(path, dim=DIM):
-        with pytest.raises(StoreError, match=r"memory.sqlite is being written by process \d+; wait for it, or open it read-only"):
+        refusal = r"memory.sqlite is being written by process \d+; stop it or wait for it, or open it read-only"
+        with pytest.raises(StoreError, match=refusal):
             Store(path)
+        with pytest.raises(StoreError, match=refusal):
+            discard(path)
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             assert "is being written by process" in pool.apply(_open_error, (str(path),))
-    with Store(path):
-        pass
+    with Store(path) as store:
+        add(store, *"ab")
+    discard(path)
+    assert [rest.name for rest in path.parent.glob(f"{path.name}*")] == [f"{path.name}.lock"]
+    discard(path)  # nothing is there
+    with Store(path, dim=DIM) as store:
+        assert store.ids() == []
 
 
 def _open_error(path: str) -> str:

@@ -95,6 +95,26 @@ def test_any_winner_may_be_the_exemplar(model, encoder):
     assert chosen == {0, 2, 3}
 
 
+@pytest.mark.parametrize("exemplar", ["short_faithful", "random"])
+def test_no_winner_teaches_whose_calls_were_not_checked(model, encoder, exemplar):
+    class Unchecked(scripted.Probes):
+        def result(self):
+            return dataclasses.replace(super().result(), measured=(None,) * 4)
+
+    reasons = []
+    for evidence in (True, False):
+        config = scripted.make_config(exemplar=exemplar, evidence=evidence)
+        answerer = Answerer(config, scripted.Agent(encoder.tokenizer.size), Unchecked(), KeyMaker(model), encoder)
+        reasons.append(answerer.answer(unlabelled(scripted.make_example(0)), None).reason)
+    assert reasons == ["no_evidence", None]
+
+
+def test_a_majority_abstains_as_the_others_do(model, encoder):
+    for limits, reason in (({}, None), ({"vote.agree": 0.8}, "few_agree"), ({"vote.margin": 0.6}, "small_margin")):
+        answerer = scripted.make_answerer(scripted.make_config(**{"vote.kind": "majority", **limits}), model, encoder)
+        assert answerer.answer(unlabelled(scripted.make_example(0)), None).reason == reason
+
+
 def test_keys_tell_questions_apart(model, encoder):
     answerer = scripted.make_answerer(scripted.make_config(), model, encoder)
     keys = [answerer.answer(unlabelled(scripted.make_example(number)), None).key for number in (0, 8, 1)]

@@ -1,5 +1,6 @@
 """The loop of Pixel TTRL over scripted episodes: what it writes and when, and where it goes on after a kill."""
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -333,8 +334,34 @@ def test_a_stream_that_ends_early_ends_the_run(model, encoder, tmp_path):
 def test_read_only_answers_and_leaves_all_as_it_was(undisturbed, model, encoder, tmp_path):
     frozen = run(tmp_path / "a", model, encoder, read_only=True)
     assert same(frozen.params, nnx.state(model)) and remembered(frozen.path) == {} and frozen.agent.versions == []
-    assert [vote.reason for vote in votes(frozen.path)] == ["read_only"] * 8 and lines(frozen.path, "updates") == []
+    # What would not have been learnt from anyway says why.
+    assert [vote.reason for vote in votes(frozen.path)] == ["read_only", "read_only", "read_only", "few_votes"] * 2
+    assert not (frozen.path / "switches.jsonl").exists() and lines(frozen.path, "updates") == []
     assert [line["answer"] for line in lines(frozen.path, "answers")] == ["x", "x", "x", None] * 2
+
+
+def test_learning_is_switched_off_from_the_first_query_that_was_not_acknowledged(undisturbed, model, encoder, tmp_path):
+    with pytest.raises(Dead):
+        run(tmp_path / "a", model, encoder, fault=dies_at("answer", 5))  # behind the checkpoint of three
+    frozen = run(tmp_path / "a", model, encoder, read_only=True)
+    assert votes(frozen.path)[:5] == votes(undisturbed.path)[:5]
+    assert [vote.reason for vote in votes(frozen.path)][5:] == ["read_only", "read_only", "few_votes"]
+    assert lines(frozen.path, "updates") == lines(undisturbed.path, "updates")[:4] and frozen.learner.step == 4
+    assert list(remembered(frozen.path)) == [1, 2, 3, 4]
+    assert lines(frozen.path, "switches") == [{"from": 5, "read_only": True, "updates": 1, "queries": 1}]
+
+
+def test_learning_is_switched_on(model, encoder, tmp_path):
+    with pytest.raises(Dead):
+        run(tmp_path / "a", model, encoder, fault=dies_at("voted", 1), read_only=True)
+    for _ in range(2):  # and stays on, whatever the directory was made with
+        with contextlib.suppress(Dead):
+            learning = run(tmp_path / "a", model, encoder, fault=dies_at("learn", 5))
+    learning = run(tmp_path / "a", model, encoder)
+    reasons = [vote.reason for vote in votes(learning.path)]
+    assert reasons == ["read_only", "read_only", None, "few_votes", None, None, None, "few_votes"]
+    assert [line["number"] for line in lines(learning.path, "updates")] == [2, 4, 5, 6] and learning.learner.step == 4
+    assert [line["from"] for line in lines(learning.path, "switches")] == [2]
 
 
 def test_no_more_updates_than_the_rate_allows(model, encoder, tmp_path):
