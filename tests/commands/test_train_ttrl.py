@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from pixelis_jax.commands import adapt, models
+from pixelis_jax.memory import Memory
 from pixelis_jax.trajectory import Example, Source
 from pixelis_jax.trajectory.io import read_trajectories
 from pixelis_jax.voting import vote_from_json
@@ -125,3 +126,7 @@ def test_a_real_run_and_its_report(run, write, tmp_path):
     (tmp_path / "a" / "memory.sqlite").write_bytes(b"no memory" * 100)
     status, _, err = run("train", write("tiny_sft_early"), "--workdir=a")
     assert status == 2 and "a/memory.sqlite is no memory: it is not an SQLite database" in err and err.count("\n") == 1
+    (tmp_path / "a" / "memory.sqlite").unlink()
+    assert run("train", write("tiny_sft_early"), "--workdir=a")[0] == 0
+    with Memory(tmp_path / "a" / "memory.sqlite", read_only=True) as memory:
+        assert len(memory) == len(learnt)  # of the last snapshot
