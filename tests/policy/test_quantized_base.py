@@ -242,7 +242,7 @@ def test_an_unknown_base_is_refused():
         policy.Lora(rank=4, alpha=8.0, base="nf3")
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [BASES[0], *(pytest.param(base, marks=pytest.mark.slow) for base in BASES[1:])])
 def test_two_devices_compute_what_one_does(base, published):
     script = pathlib.Path(__file__).with_name("quantized_mesh.py")
     environment = os.environ | {

@@ -247,6 +247,7 @@ def test_log_probs_are_those_of_a_full_forward_without_the_grammar(encoder, mode
     assert checked >= 3
 
 
+@pytest.mark.slow
 def test_a_slot_without_a_grammar_does_not_notice_its_neighbours(encoder, model, grammar, banned, engine):
     chunk = text_chunk(encoder, "What colour is it?")
     alone = turns(make_engine(model, encoder, banned, grammar=False), chunk, [options(seed) for seed in range(12)])

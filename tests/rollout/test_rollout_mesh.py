@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_mesh_changes_nothing():
     script = Path(__file__).parent / "rollout_mesh.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500, check=False)

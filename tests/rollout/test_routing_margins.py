@@ -112,7 +112,7 @@ def _check(model: policy.Qwen3VL, before: list[np.ndarray], result: BlockResult,
     return expected
 
 
-@pytest.mark.parametrize("windows", [True, False])
+@pytest.mark.parametrize("windows", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_margins_are_those_of_all_tokens_before(windows, monkeypatch):
     model = _model()
     engine, rng = _engine(model, windows=windows), np.random.default_rng(1)

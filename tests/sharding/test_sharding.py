@@ -56,6 +56,7 @@ def _check(results: list[dict], count: int) -> None:
         assert (result["split"] > 0) == (result["mesh"] != {"data": 8}), result
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_give_the_same_step():
     _check(_rows("--few", environments=[_environment(8)], timeout=280), 2)
 
