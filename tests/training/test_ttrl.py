@@ -1,6 +1,5 @@
 """The loop of Pixel TTRL over scripted episodes: what it writes and when, and where it goes on after a kill."""
 
-import contextlib
 import dataclasses
 import json
 import types
@@ -355,8 +354,8 @@ def test_learning_is_switched_on(model, encoder, tmp_path):
     with pytest.raises(Dead):
         run(tmp_path / "a", model, encoder, fault=dies_at("voted", 1), read_only=True)
     for _ in range(2):  # and stays on, whatever the directory was made with
-        with contextlib.suppress(Dead):
-            learning = run(tmp_path / "a", model, encoder, fault=dies_at("learn", 5))
+        with pytest.raises(Dead):
+            run(tmp_path / "a", model, encoder, fault=dies_at("learn", 5))
     learning = run(tmp_path / "a", model, encoder)
     reasons = [vote.reason for vote in votes(learning.path)]
     assert reasons == ["read_only", "read_only", None, "few_votes", None, None, None, "few_votes"]
